@@ -1,0 +1,3 @@
+"""The version of the package, written once; pyproject.toml and `nova-mp --version` read it here."""
+
+__version__ = "0.1.0"
