@@ -1,0 +1,231 @@
+"""The two memory segments of an arena, and how processes map them.
+
+PMEM is the medium: it is made by mkfs, and stays until destroy. DRAM is volatile shared state: the
+supervisor makes it at start, and removes it at stop; dropping it is what a power failure is.
+
+Both are POSIX shared memory, `/nova_mp.NAME.pmem` and `/nova_mp.NAME.dram`, the same objects that
+`multiprocessing.shared_memory.SharedMemory(name="nova_mp.NAME.pmem")` opens. They are opened here
+directly, because that class registers every opener with a resource tracker (before Python 3.13
+always), which unlinks the segment when the first process that attached exits. PMEM may be a file
+instead (`backing="file:PATH"`), which survives the machine.
+
+Memory is reserved when a segment is made: a segment larger than free memory would be created
+without a word, and kill its first user later. So creation fails with "needs X, has Y" instead.
+
+Invariants
+- SEG-1: a segment is mapped only with its memory reserved; a failed creation leaves nothing.
+- SEG-2: attaching never creates, resizes or removes a segment.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+
+from nova_mp import config
+from nova_mp.errors import ArenaExists, ArenaNotFound, CorruptArena, NotEnoughMemory
+
+SHM = Path("/dev/shm")
+ALIGN_BYTES = 4096
+FILE_PREFIX = "file:"
+
+
+class Segment:
+    """A mapped segment: `buf` is a writable memoryview of all of it, `fd` its open file.
+
+    Sizes are bytes. Close it after everything that uses `buf` is closed; as a context manager it
+    closes itself.
+    """
+
+    __slots__ = ("_map", "buf", "fd", "path", "size_bytes")
+
+    def __init__(self, path: Path, fd: int, size_bytes: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.size_bytes = size_bytes
+        self._map = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.buf = memoryview(self._map)
+
+    def close(self) -> None:
+        """Unmap the segment and close its file; closing twice is allowed.
+
+        Raises BufferError, and changes nothing, while another object still uses the memory.
+        """
+        if self.fd < 0:
+            return
+        self.buf.release()
+        self._map.close()
+        os.close(self.fd)
+        self.fd = -1
+
+    def __enter__(self) -> Segment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def dram_path(name: str) -> Path:
+    """File of the DRAM segment of arena `name`."""
+    return SHM / f"nova_mp.{config.check_name(name)}.dram"
+
+
+def pmem_path(name: str) -> Path:
+    """File of the PMEM segment of arena `name`: in shared memory, or where its backing says."""
+    entry = config.registered(name)
+    return Path(entry.path) if entry else SHM / f"nova_mp.{config.check_name(name)}.pmem"
+
+
+def _available_bytes(folder: Path) -> int:
+    """Bytes that a new file in `folder` may take: free there and, in shared memory, in RAM."""
+    info = os.statvfs(folder)
+    free = info.f_bavail * info.f_frsize
+    if folder == SHM:
+        with open("/proc/meminfo", "rb") as stream:
+            for line in stream:
+                if line.startswith(b"MemAvailable:"):
+                    free = min(free, int(line.split()[1]) * 1024)
+    return free
+
+
+def _create(path: Path, size_bytes: int, reserve_bytes: int, what: str) -> Segment:
+    has = _available_bytes(path.parent)
+    remedy = "choose a smaller size, or free memory"
+    if reserve_bytes > has:
+        raise NotEnoughMemory(
+            f"{what} needs {config.format_size(reserve_bytes)}, {path.parent} has"
+            f" {config.format_size(has)}",
+            remedy,
+        )
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        os.ftruncate(fd, size_bytes)
+        os.posix_fallocate(fd, 0, reserve_bytes)
+        return Segment(path, fd, size_bytes)
+    except BaseException as error:
+        os.unlink(path)
+        os.close(fd)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
+            raise NotEnoughMemory(
+                f"{what} needs {config.format_size(reserve_bytes)}, {path.parent} has less",
+                remedy,
+            ) from error
+        raise
+
+
+def _attach(path: Path) -> Segment:
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes < ALIGN_BYTES:
+            raise CorruptArena(f"{path} is only {size_bytes} bytes long", "remove it")
+        return Segment(path, fd, size_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+# ---------------------------------------------------------------------------------------- PMEM
+
+
+def parse_backing(backing: str) -> Path | None:
+    """Path of `backing="file:PATH"`, made absolute; None for "shm". Else ValueError."""
+    if backing == "shm":
+        return None
+    if backing.startswith(FILE_PREFIX) and len(backing) > len(FILE_PREFIX):
+        return Path(os.path.realpath(backing[len(FILE_PREFIX) :]))
+    raise ValueError(f"bad backing {backing!r}: it must be 'shm' or 'file:PATH'")
+
+
+def create_pmem(name: str, size_bytes: int, backing: str = "shm") -> Segment:
+    """Make the PMEM segment of a new arena; all its bytes are zero and reserved.
+
+    `size_bytes` is rounded up to whole 4 KiB blocks. Raises ArenaExists when there is one already,
+    NotEnoughMemory ("needs X, has Y") when it does not fit, ValueError for a bad name or backing.
+    """
+    size_bytes = -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES
+    file = parse_backing(backing)
+    if pmem_exists(name) or config.registered(name):
+        raise ArenaExists(f"arena '{name}' exists", f"remove it first with: nova-mp destroy {name}")
+    path = file or pmem_path(name)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+    try:
+        segment = _create(path, size_bytes, size_bytes, f"arena '{name}'")
+    except FileExistsError:
+        raise ArenaExists(f"{path} exists", "choose another path, or remove it") from None
+    if file:
+        try:
+            os.fsync(segment.fd)
+            config.register(config.Registered(name, str(file)))
+        except BaseException:
+            segment.close()
+            file.unlink()
+            raise
+    return segment
+
+
+def attach_pmem(name: str) -> Segment:
+    """Map the PMEM segment of arena `name`; raises ArenaNotFound if there is none."""
+    try:
+        return _attach(pmem_path(name))
+    except FileNotFoundError:
+        entry = config.registered(name)
+        if entry:
+            raise ArenaNotFound(
+                f"the file of arena '{name}', {entry.path}, is gone",
+                f"put it back, or forget the arena with: nova-mp destroy {name}",
+            ) from None
+        raise config.missing_arena(name) from None
+
+
+def pmem_exists(name: str) -> bool:
+    """Whether arena `name` has its PMEM segment."""
+    return pmem_path(name).exists()
+
+
+def unlink_pmem(name: str) -> None:
+    """Remove arena `name` and all its data; raises ArenaNotFound if there is none."""
+    path, entry = pmem_path(name), config.registered(name)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        if not entry:
+            raise config.missing_arena(name) from None
+    config.unregister(name)
+
+
+# ---------------------------------------------------------------------------------------- DRAM
+
+
+def create_dram(name: str, base_bytes: int, limit_bytes: int) -> Segment:
+    """Make the DRAM segment of an arena that is to be mounted.
+
+    The segment is `limit_bytes` long; `base_bytes` of it are reserved now, the core reserves more
+    as it needs it. Raises FileExistsError when there is one, NotEnoughMemory when it does not fit.
+    """
+    return _create(dram_path(name), limit_bytes, base_bytes, f"volatile state of '{name}'")
+
+
+def attach_dram(name: str) -> Segment:
+    """Map the DRAM segment of arena `name`; raises FileNotFoundError if it is not mounted."""
+    return _attach(dram_path(name))
+
+
+def dram_exists(name: str) -> bool:
+    """Whether arena `name` has a DRAM segment: it is mounted, or its engine was killed."""
+    return dram_path(name).exists()
+
+
+def unlink_dram(name: str) -> None:
+    """Drop the DRAM segment if there is one; processes that map it keep their mapping."""
+    dram_path(name).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What processes say to each other: one frozen dataclass per message, and its encoding."""
