@@ -2,8 +2,8 @@
 
 Everything else about the package is declared in pyproject.toml. The environment changes two things:
 
-NOVA_MP_DEBUG=1   compiles with -DNV_DEBUG -O1 and with bounds checks in Cython. Use another build
-                  directory for it (`make debug` uses build/debug), the two builds never share C files.
+NOVA_MP_DEBUG=1   compiles with -DNV_DEBUG -O1 and with bounds checks in Cython. The two builds
+                  share no C files; give it a build directory too (`make debug`: build/debug).
 NOVA_MP_JOBS=N    translates and compiles N modules at a time; 2 unless told otherwise.
 
 Whatever Cython has to say about a module of the core fails the build. A performance hint there
@@ -112,12 +112,12 @@ def translate(modules: list[Extension]) -> list[Extension]:
         for path in c_dir.rglob("*.c"):
             if path.stat().st_mtime_ns != before.get(path):
                 path.unlink()
-        raise SystemExit(f"setup.py: Cython complains {len(noise)} times; in core/ that is an error")
+        raise SystemExit(f"setup.py: {len(noise)} complaints of Cython; in core/ that is an error")
     return list(result)
 
 
 class BuildCore(build_ext):
-    """build_ext that translates with the project's directives, in parallel and only what changed."""
+    """build_ext with the project's directives, in parallel, for what has changed."""
 
     def finalize_options(self) -> None:
         modules = self.distribution.ext_modules
