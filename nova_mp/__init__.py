@@ -34,7 +34,8 @@ from nova_mp.errors import (
 from nova_mp.version import __version__
 
 if TYPE_CHECKING:
-    from nova_mp.client.base import FileSystem, Snapshot
+    from nova_mp.client.base import FileSystem
+    from nova_mp.client.snapshots import Snapshot
     from nova_mp.client.entry import attach, connect
     from nova_mp.cluster.launcher import Engine, crash, destroy, mkfs, start, status, stop
 
@@ -49,7 +50,7 @@ _LAZY = {
     "attach": "nova_mp.client.entry",
     "connect": "nova_mp.client.entry",
     "FileSystem": "nova_mp.client.base",
-    "Snapshot": "nova_mp.client.base",
+    "Snapshot": "nova_mp.client.snapshots",
 }
 
 __all__ = [

@@ -9,16 +9,15 @@ An arena NAME is made of
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from nova_mp.errors import ArenaNotFound, CorruptArena, NovaError
+from nova_mp.core.segment import check_name, read_json, write_json
+from nova_mp.errors import NovaError
 
 CPUS_MAX = 128
 """Emulated CPUs of one arena; the on-media tables have one entry for each."""
@@ -32,19 +31,8 @@ IPC_PATH_BYTES_MAX = 107
 LOG_BYTES_MAX = 8 << 20
 """An engine log larger than this is put aside as `engine.log.1` when the engine starts."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-
-
-def check_name(name: str) -> str:
-    """Give back `name` if it can name an arena, else raise ValueError."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            f"bad arena name {name!r}: 1 to 64 of A-Z a-z 0-9 _ . - and starting with a letter"
-            " or digit"
-        )
-    return name
 
 
 def parse_size(size: int | str) -> int:
@@ -65,16 +53,6 @@ def parse_size(size: int | str) -> int:
     if value <= 0:
         raise ValueError(f"bad size {size!r}: it must be positive")
     return value
-
-
-def format_size(size_bytes: int) -> str:
-    """`size_bytes` for people: "512 B", "64 MiB", "1.5 GiB"."""
-    value = float(size_bytes)
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while abs(value) >= 1024 and len(units) > 1:
-        value /= 1024
-        del units[0]
-    return f"{value:.1f}".removesuffix(".0") + f" {units[0]}"
 
 
 def check_cpus(cpus: int) -> int:
@@ -114,15 +92,6 @@ def runtime_root() -> Path:
     if xdg := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(xdg).absolute() / "nova_mp"
     return Path(tempfile.gettempdir()) / f"nova_mp-{os.getuid()}"
-
-
-def state_root() -> Path:
-    """Directory of the registry of arenas backed by files; it may not exist yet."""
-    if given := os.environ.get("NOVA_MP_STATE_DIR"):
-        return Path(given).absolute()
-    if xdg := os.environ.get("XDG_STATE_HOME"):
-        return Path(xdg).absolute() / "nova_mp"
-    return Path.home() / ".local" / "state" / "nova_mp"
 
 
 def runtime_path(name: str) -> Path:
@@ -178,63 +147,6 @@ def endpoints(name: str, cpus: int, address: str | None = None) -> Endpoints:
     return Endpoints(urls[0], urls[1], tuple(urls[2:]))
 
 
-# ------------------------------------------------------------------------------------ registry
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """Registry entry of an arena that is backed by a file."""
-
-    name: str
-    path: str
-
-
-def registry_path(name: str) -> Path:
-    """File of arena `name`'s registry entry; it exists only for file-backed arenas."""
-    return state_root() / f"{check_name(name)}.json"
-
-
-def register(entry: Registered) -> None:
-    """Write a registry entry, replacing an older one at once or not at all."""
-    path = registry_path(entry.name)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(path, asdict(entry))
-
-
-def unregister(name: str) -> None:
-    """Remove a registry entry if there is one."""
-    registry_path(name).unlink(missing_ok=True)
-
-
-def registered(name: str) -> Registered | None:
-    """Registry entry of arena `name`, or None when it is not backed by a file."""
-    data = read_json(registry_path(name))
-    if data is None:
-        return None
-    if data.get("name") != name or not isinstance(data.get("path"), str):
-        raise CorruptArena(
-            f"registry entry {registry_path(name)} is malformed", "remove it and run mkfs again"
-        )
-    return Registered(name, data["path"])
-
-
-def arena_names() -> list[str]:
-    """Names of all arenas of this machine that can be seen, sorted."""
-    names = set()
-    shm = Path("/dev/shm")
-    if shm.is_dir():
-        for path in shm.glob("nova_mp.*.pmem"):
-            names.add(path.name[len("nova_mp.") : -len(".pmem")])
-    if state_root().is_dir():
-        names.update(path.stem for path in state_root().glob("*.json"))
-    return sorted(name for name in names if _NAME.fullmatch(name))
-
-
-def missing_arena(name: str) -> ArenaNotFound:
-    """The error for an arena that does not exist."""
-    return ArenaNotFound(f"no arena '{name}'", f"make it with: nova-mp mkfs {name} --size 1GiB")
-
-
 # ------------------------------------------------------------------------------ engine record
 
 
@@ -275,24 +187,3 @@ def read_engine_record(name: str) -> EngineRecord | None:
         return None
     data["children"] = tuple((str(t), int(p), int(s)) for t, p, s in data["children"])
     return EngineRecord(**data)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` to `path` so that a reader sees the old or the new contents, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as stream:
-            json.dump(data, stream)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None when the file is missing or holds no JSON object."""
-    try:
-        data = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return data if isinstance(data, dict) else None

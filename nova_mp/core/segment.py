@@ -1,4 +1,4 @@
-"""The two memory segments of an arena, and how processes map them.
+"""Arenas by name: the registry, the two memory segments, and how processes map them.
 
 PMEM is the medium: it is made by mkfs, and stays until destroy. DRAM is volatile shared state: the
 supervisor makes it at start, and removes it at stop; dropping it is what a power failure is.
@@ -20,17 +20,133 @@ Invariants
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from nova_mp import config
 from nova_mp.errors import ArenaExists, ArenaNotFound, CorruptArena, NotEnoughMemory
 
 SHM = Path("/dev/shm")
 ALIGN_BYTES = 4096
 FILE_PREFIX = "file:"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+# ------------------------------------------------------------------------- names, registry
+
+
+def check_name(name: str) -> str:
+    """Give back `name` if it can name an arena, else raise ValueError."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"bad arena name {name!r}: 1 to 64 of A-Z a-z 0-9 _ . - and starting with a letter"
+            " or digit"
+        )
+    return name
+
+
+def format_size(size_bytes: int) -> str:
+    """`size_bytes` for people: "512 B", "64 MiB", "1.5 GiB"."""
+    value = float(size_bytes)
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 1024 and len(units) > 1:
+        value /= 1024
+        del units[0]
+    return f"{value:.1f}".removesuffix(".0") + f" {units[0]}"
+
+
+def state_root() -> Path:
+    """Directory of the registry of arenas backed by files; it may not exist yet."""
+    if given := os.environ.get("NOVA_MP_STATE_DIR"):
+        return Path(given).absolute()
+    if xdg := os.environ.get("XDG_STATE_HOME"):
+        return Path(xdg).absolute() / "nova_mp"
+    return Path.home() / ".local" / "state" / "nova_mp"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Registry entry of an arena that is backed by a file."""
+
+    name: str
+    path: str
+
+
+def registry_path(name: str) -> Path:
+    """File of arena `name`'s registry entry; it exists only for file-backed arenas."""
+    return state_root() / f"{check_name(name)}.json"
+
+
+def register(entry: Registered) -> None:
+    """Write a registry entry, replacing an older one at once or not at all."""
+    path = registry_path(entry.name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(path, asdict(entry))
+
+
+def unregister(name: str) -> None:
+    """Remove a registry entry if there is one."""
+    registry_path(name).unlink(missing_ok=True)
+
+
+def registered(name: str) -> Registered | None:
+    """Registry entry of arena `name`, or None when it is not backed by a file."""
+    data = read_json(registry_path(name))
+    if data is None:
+        return None
+    if data.get("name") != name or not isinstance(data.get("path"), str):
+        raise CorruptArena(
+            f"registry entry {registry_path(name)} is malformed", "remove it and run mkfs again"
+        )
+    return Registered(name, data["path"])
+
+
+def arena_names() -> list[str]:
+    """Names of all arenas of this machine that can be seen, sorted."""
+    names = set()
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        for path in shm.glob("nova_mp.*.pmem"):
+            names.add(path.name[len("nova_mp.") : -len(".pmem")])
+    if state_root().is_dir():
+        names.update(path.stem for path in state_root().glob("*.json"))
+    return sorted(name for name in names if _NAME.fullmatch(name))
+
+
+def missing_arena(name: str) -> ArenaNotFound:
+    """The error for an arena that does not exist."""
+    return ArenaNotFound(f"no arena '{name}'", f"make it with: nova-mp mkfs {name} --size 1GiB")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` to `path` so that a reader sees the old or the new contents, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            json.dump(data, stream)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None when the file is missing or holds no JSON object."""
+    try:
+        data = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+# ---------------------------------------------------------------------------------- segments
 
 
 class Segment:
@@ -75,13 +191,13 @@ class Segment:
 
 def dram_path(name: str) -> Path:
     """File of the DRAM segment of arena `name`."""
-    return SHM / f"nova_mp.{config.check_name(name)}.dram"
+    return SHM / f"nova_mp.{check_name(name)}.dram"
 
 
 def pmem_path(name: str) -> Path:
     """File of the PMEM segment of arena `name`: in shared memory, or where its backing says."""
-    entry = config.registered(name)
-    return Path(entry.path) if entry else SHM / f"nova_mp.{config.check_name(name)}.pmem"
+    entry = registered(name)
+    return Path(entry.path) if entry else SHM / f"nova_mp.{check_name(name)}.pmem"
 
 
 def _available_bytes(folder: Path) -> int:
@@ -101,8 +217,8 @@ def _create(path: Path, size_bytes: int, reserve_bytes: int, what: str) -> Segme
     remedy = "choose a smaller size, or free memory"
     if reserve_bytes > has:
         raise NotEnoughMemory(
-            f"{what} needs {config.format_size(reserve_bytes)}, {path.parent} has"
-            f" {config.format_size(has)}",
+            f"{what} needs {format_size(reserve_bytes)}, {path.parent} has"
+            f" {format_size(has)}",
             remedy,
         )
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -116,7 +232,7 @@ def _create(path: Path, size_bytes: int, reserve_bytes: int, what: str) -> Segme
         os.close(fd)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
             raise NotEnoughMemory(
-                f"{what} needs {config.format_size(reserve_bytes)}, {path.parent} has less",
+                f"{what} needs {format_size(reserve_bytes)}, {path.parent} has less",
                 remedy,
             ) from error
         raise
@@ -154,7 +270,7 @@ def create_pmem(name: str, size_bytes: int, backing: str = "shm") -> Segment:
     """
     size_bytes = -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES
     file = parse_backing(backing)
-    if pmem_exists(name) or config.registered(name):
+    if pmem_exists(name) or registered(name):
         raise ArenaExists(f"arena '{name}' exists", f"remove it first with: nova-mp destroy {name}")
     path = file or pmem_path(name)
     if not path.parent.is_dir():
@@ -166,7 +282,7 @@ def create_pmem(name: str, size_bytes: int, backing: str = "shm") -> Segment:
     if file:
         try:
             os.fsync(segment.fd)
-            config.register(config.Registered(name, str(file)))
+            register(Registered(name, str(file)))
         except BaseException:
             segment.close()
             file.unlink()
@@ -179,13 +295,13 @@ def attach_pmem(name: str) -> Segment:
     try:
         return _attach(pmem_path(name))
     except FileNotFoundError:
-        entry = config.registered(name)
+        entry = registered(name)
         if entry:
             raise ArenaNotFound(
                 f"the file of arena '{name}', {entry.path}, is gone",
                 f"put it back, or forget the arena with: nova-mp destroy {name}",
             ) from None
-        raise config.missing_arena(name) from None
+        raise missing_arena(name) from None
 
 
 def pmem_exists(name: str) -> bool:
@@ -195,13 +311,13 @@ def pmem_exists(name: str) -> bool:
 
 def unlink_pmem(name: str) -> None:
     """Remove arena `name` and all its data; raises ArenaNotFound if there is none."""
-    path, entry = pmem_path(name), config.registered(name)
+    path, entry = pmem_path(name), registered(name)
     try:
         path.unlink()
     except FileNotFoundError:
         if not entry:
-            raise config.missing_arena(name) from None
-    config.unregister(name)
+            raise missing_arena(name) from None
+    unregister(name)
 
 
 # ---------------------------------------------------------------------------------------- DRAM

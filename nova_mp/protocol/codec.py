@@ -2,8 +2,8 @@
 
 The first frame is a msgpack map {"t": type, "v": version, "id": request id, ...fields}; any further
 frames are raw payload, for bulk data that is not to be copied into the map. Decoding trusts
-nothing: it checks sizes, type name, version, and each field's presence and type, and raises ProtocolError.
-Strings that are not UTF-8 (file names) travel by surrogate escapes, as in `os.fsdecode`.
+nothing: it checks sizes, type name, version, and each field's presence and type, and raises
+ProtocolError. Strings that are not UTF-8 travel by surrogate escapes, as in `os.fsdecode`.
 """
 
 from __future__ import annotations
