@@ -1,0 +1,55 @@
+"""nova-mp cat: print files."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from typing import Any
+
+import click
+
+from nova_mp.cli.command import verb
+from nova_mp.cli.copying import CHUNK_BYTES, write_all
+from nova_mp.cli.operands import Arenas, Operand, OperandType
+from nova_mp.cli.report import Report
+
+
+@verb(
+    "cat",
+    "print",
+    examples="""
+        nova-mp cat demo:/notes.txt
+        nova-mp cat demo@first:/notes.txt     as it was in snapshot `first`
+        nova-mp cat demo:/a demo:/b > both
+    """,
+)
+@click.argument("operands", type=OperandType(), nargs=-1, required=True, metavar="NAME:/PATH...")
+def command(report: Report, operands: tuple[Operand, ...]) -> dict[str, Any]:
+    """Print files.
+
+    With --json the contents are text where they are UTF-8, and base64 otherwise.
+    """
+    files = []
+    with Arenas() as arenas:
+        for operand in operands:
+            with report.attempt(str(operand)), arenas.open(operand).open(operand.path) as file:
+                if report.as_json:
+                    files.append({"path": str(operand), **_contents(file.read())})
+                else:
+                    _print(file)
+    return {"files": files}
+
+
+def _print(file: Any) -> None:
+    sys.stdout.flush()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    while count := file.readinto(buffer):
+        write_all(sys.stdout.buffer, buffer[:count])
+    sys.stdout.buffer.flush()
+
+
+def _contents(data: bytes) -> dict[str, Any]:
+    try:
+        return {"encoding": "utf-8", "contents": data.decode()}
+    except UnicodeDecodeError:
+        return {"encoding": "base64", "contents": base64.b64encode(data).decode()}

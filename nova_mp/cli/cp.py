@@ -1,0 +1,98 @@
+"""nova-mp cp: copy files and trees."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from nova_mp.cli import progress
+from nova_mp.cli.command import verb
+from nova_mp.cli.copying import CHUNK_BYTES, Copier, Item, place_of, targets, write_all
+from nova_mp.cli.operands import Arenas, Operand, OperandType
+from nova_mp.cli.report import Refused, Report
+from nova_mp.core.segment import format_size
+
+
+@verb(
+    "cp",
+    "copy",
+    examples="""
+        nova-mp cp notes.txt demo:/                a file of this machine into an arena
+        nova-mp cp -r ./data demo:/data            a tree
+        nova-mp cp -r demo@first:/data ./restored  a tree of a snapshot out of the arena
+        nova-mp cp demo:/a other:/b                from one arena to another
+        date | nova-mp cp - demo:/date             what comes from a pipe
+    """,
+)
+@click.argument(
+    "sources", type=OperandType(local=True), nargs=-1, required=True, metavar="SOURCE..."
+)
+@click.argument("target", type=OperandType(local=True), metavar="TARGET")
+@click.option("-r", "-R", "--recursive", is_flag=True, help="Directories, with all they hold.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Leave what is there already as it is.")
+@click.option("-v", "--verbose", is_flag=True, help="Print each file that was copied.")
+def command(
+    report: Report,
+    sources: tuple[Operand, ...],
+    target: Operand,
+    recursive: bool,
+    no_clobber: bool,
+    verbose: bool,
+) -> dict[str, Any]:
+    """Copy files and trees, into, out of and between arenas.
+
+    Modes, times and symbolic links are kept. A target that is a directory receives the sources;
+    otherwise the one source becomes the target. Several problems do not stop the rest; exit code 3
+    says that a part was copied.
+    """
+    with Arenas() as arenas:
+        copier = Copier(report, arenas, recursive=recursive, no_clobber=no_clobber)
+        if verbose:
+            copier.verbose = lambda item: _say(report, item)
+        copy(copier, list(sources), target)
+    return copier.totals.as_dict()
+
+
+def copy(copier: Copier, sources: list[Operand], target: Operand) -> None:
+    """Copy `sources` to `target` with a progress bar, and say what was copied."""
+    report = copier.report
+    items: list[Item] = []
+    into = None
+    with report.attempt(str(target), verb="copy to"):
+        report.done -= 1
+        into = targets(copier.arenas, sources, target)
+    for source, goal in zip(sources, into or (), strict=False):
+        if source == Operand(None, None, "-"):
+            with report.attempt(str(goal), verb="write"):
+                _copy_stdin(copier, goal, goal != target)
+        else:
+            items += copier.plan(source, goal)
+    show = progress.wanted(report.as_json)
+    with progress.byte_bar("copying", copier.totals.bytes_total, show) as advance:
+        copier.advance = advance
+        copier.run(items)
+    if show and copier.recursive:
+        totals = copier.totals
+        click.echo(
+            f"copied {totals.files} files, {totals.directories} directories, {totals.links} links:"
+            f" {format_size(totals.bytes)} in {totals.seconds:.1f} s",
+            err=True,
+        )
+
+
+def _copy_stdin(copier: Copier, target: Operand, in_directory: bool) -> None:
+    if in_directory:
+        raise Refused("standard input has no name", "name the file to be written, not a directory")
+    stdin: Any = sys.stdin.buffer
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with place_of(copier.arenas, target).open(target.path, "wb") as file:
+        while count := stdin.readinto(buffer):
+            write_all(file, buffer[:count])
+            copier.totals.bytes += count
+    copier.totals.files += 1
+
+
+def _say(report: Report, item: Item) -> None:
+    report.say(f"{item.source} -> {item.target}")

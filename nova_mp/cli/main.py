@@ -1,0 +1,168 @@
+"""The `nova-mp` command: finds the verb, and turns whatever happens into an exit code.
+
+A verb's module is imported when the verb is used: `nova-mp --help` needs none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from nova_mp.cli import report
+from nova_mp.version import __version__
+
+# Each verb with the first sentence of its help, by what it is about. A test compares them.
+VERBS: dict[str, dict[str, str]] = {
+    "Arenas": {
+        "mkfs": "Make an arena.",
+        "destroy": "Remove an arena and all that it holds.",
+        "start": "Start an arena's engine.",
+        "stop": "Stop an arena's engine, leaving the arena clean.",
+        "status": "Show the arenas, or one of them in detail.",
+        "crash": "Cut an arena's power, as far as software can.",
+    },
+    "Files": {
+        "ls": "List directories and files.",
+        "cat": "Print files.",
+        "cp": "Copy files and trees, into, out of and between arenas.",
+        "mv": "Rename files, or move them between places.",
+        "rm": "Remove files, with -r trees.",
+        "mkdir": "Make directories.",
+        "stat": "Show the attributes of files.",
+        "tree": "Show a directory tree.",
+        "du": "Show what files and directories take.",
+    },
+    "Snapshots": {
+        "snapshot": "Create, list, show and delete snapshots.",
+        "freeze": "Hold all operations until unfreeze.",
+        "unfreeze": "Let operations go on after a freeze.",
+    },
+    "Inspection": {
+        "fsck": "Check an arena's structure.",
+        "dump": "Print on-media structures.",
+        "bench": "Run benchmarks.",
+        "completion": "Print a shell's completion script.",
+    },
+}
+
+FIRST_STEPS = """\
+nova-mp: a file system in shared memory, with snapshots, for many processes.
+
+Start here:
+  nova-mp mkfs demo --size 256MiB --cpus 2     make an arena, called demo
+  nova-mp start demo                           start its engine in the background
+  nova-mp cp -r /etc/apt demo:/apt             copy something into it
+  nova-mp ls -l demo:/apt                      look at it
+  nova-mp snapshot create demo --name first    keep it as it is now
+  nova-mp rm -r demo:/apt
+  nova-mp ls demo@first:/apt                   the snapshot has it still
+  nova-mp stop demo                            stop; the arena stays until: nova-mp destroy demo
+
+All commands: nova-mp --help. One of them: nova-mp COMMAND --help."""
+
+
+class Program(click.Group):
+    """The command without a verb: lists the verbs without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in VERBS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"nova_mp.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f"did you mean {near[0]}?" if near else "see them all: nova-mp --help"
+            raise NoSuchVerb(args[0], hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, verbs in VERBS.items():
+            with formatter.section(section):
+                formatter.write_dl(list(verbs.items()))
+
+
+class NoSuchVerb(click.UsageError):
+    """The user typed a verb that there is not."""
+
+    def __init__(self, verb: str, hint: str) -> None:
+        super().__init__(f"there is no command '{verb}'")
+        self.hint = hint
+
+
+@click.group(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="nova-mp", message="%(prog)s %(version)s")
+@click.pass_context
+def program(ctx: click.Context) -> None:
+    """A file system in shared memory, with snapshots, for many processes.
+
+    Files in an arena are written NAME:/path, files in a snapshot of it NAME@SNAPSHOT:/path, where
+    SNAPSHOT is an id or a name.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(FIRST_STEPS)
+        from nova_mp.core import segment
+
+        if names := segment.arena_names():
+            click.echo(f"\nArenas on this machine: {', '.join(names)}. More: nova-mp status.")
+
+
+def main(args: list[str]) -> int:
+    """Run the command with `args`; returns its exit code."""
+    try:
+        code = program.main(args, prog_name="nova-mp", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else report.DONE
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
+        return report.USAGE
+    except click.UsageError as error:
+        click.echo(f"nova-mp: {_sentence(error.format_message())}", err=True)
+        path = error.ctx.command_path if error.ctx else "nova-mp"
+        hint = getattr(error, "hint", f"see: {path} --help")
+        click.echo(f"  hint: {hint}", err=True)
+        return report.USAGE
+    except click.ClickException as error:
+        click.echo(f"nova-mp: {_sentence(error.format_message())}", err=True)
+        return report.FAILED
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("nova-mp: interrupted", err=True)
+        return report.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python must not find that out again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return report.DONE
+
+
+def _sentence(message: str) -> str:
+    message = message.strip().rstrip(".")
+    return message[:1].lower() + message[1:]
+
+
+def run() -> NoReturn:
+    """The entry point: exits with the command's code."""
+    # File names that are not UTF-8 come as surrogates, and leave as the bytes they were.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape")
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

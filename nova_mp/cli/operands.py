@@ -1,0 +1,187 @@
+"""What commands are given: `NAME:/path`, `NAME@SNAPSHOT:/path`, local paths, names of arenas."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+from click.shell_completion import CompletionItem
+
+from nova_mp import config
+from nova_mp.core import segment
+from nova_mp.errors import NovaError
+
+if TYPE_CHECKING:
+    from nova_mp.client.base import FileSystem
+
+# A snapshot's name may hold anything but ":/", so the first ":/" (or a final ":") ends it.
+_OPERAND = re.compile(
+    r"(?P<arena>[A-Za-z0-9][A-Za-z0-9_.-]{0,63})(?:@(?P<snapshot>.+?))?:(?P<path>/.*)?", re.DOTALL
+)
+_NO_SLASH = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})(@[^:/]+)?:(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A file named by the user: in an arena, in one of its snapshots, or (no arena) local."""
+
+    arena: str | None
+    snapshot: str | None
+    path: str
+
+    def __str__(self) -> str:
+        if self.arena is None:
+            return self.path
+        return f"{self.arena}{f'@{self.snapshot}' if self.snapshot else ''}:{self.path}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the path; "" for a root."""
+        return os.path.basename(os.path.normpath(self.path).lstrip("/"))
+
+    def child(self, name: str) -> Operand:
+        """The file `name` in this directory."""
+        return Operand(self.arena, self.snapshot, os.path.join(self.path, name))
+
+
+def parse(text: str, *, local: bool = False) -> Operand:
+    """The operand that `text` names; with `local` it may be a local path. ValueError if neither."""
+    match = _OPERAND.fullmatch(text)
+    if match:
+        path = os.path.normpath(match["path"] or "/")
+        # A path may begin with two slashes and mean something else by it; not in an arena.
+        path = "/" + path.lstrip("/")
+        return Operand(match["arena"], match["snapshot"], path)
+    if local and (os.path.lexists(text) or not _NO_SLASH.fullmatch(text)):
+        return Operand(None, None, text)
+    if match := _NO_SLASH.fullmatch(text):
+        better = f"{match[1]}{match[2] or ''}:/{match[3]}"
+        raise ValueError(f"paths in an arena begin with a slash: {better}")
+    raise ValueError(f"{text!r} names no file in an arena: write NAME:/path or NAME@SNAPSHOT:/path")
+
+
+class ArenaType(click.ParamType):
+    """The name of an arena, completed from those that exist."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return segment.check_name(value)
+        except ValueError as error:
+            if ":" in str(value):
+                self.fail(f"{value!r} names a file; here goes the name of an arena", param, ctx)
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in _arenas() if name.startswith(incomplete)]
+
+
+class SizeType(click.ParamType):
+    """A number of bytes such as 64MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return config.parse_size(int(value) if str(value).isdecimal() else value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class OperandType(click.ParamType):
+    """`NAME:/path`, or with `local` a path of the machine; completed as far as the engine runs."""
+
+    name = "operand"
+
+    def __init__(self, *, local: bool = False) -> None:
+        self.local = local
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Operand:
+        if isinstance(value, Operand):
+            return value
+        try:
+            return parse(value, local=self.local)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        if match := _OPERAND.fullmatch(incomplete):
+            return [CompletionItem(name) for name in _paths(match)]
+        items = [CompletionItem(f"{n}:/") for n in _arenas() if n.startswith(incomplete)]
+        if self.local:
+            items.append(CompletionItem(incomplete, type="file"))
+        return items
+
+
+def _arenas() -> list[str]:
+    try:
+        return segment.arena_names()
+    except OSError:
+        return []
+
+
+def _paths(match: re.Match[str]) -> list[str]:
+    """Completions of a path in a running arena; none when it cannot be looked into."""
+    folder, _, start = (match["path"] or "/").rpartition("/")
+    head = match[0][: match.start("path")] if match["path"] else match[0]
+    operand = Operand(match["arena"], match["snapshot"], folder or "/")
+    try:
+        with Arenas() as arenas:
+            found = arenas.open(operand).scan(operand.path)
+    except (OSError, NovaError):
+        return []
+    return sorted(
+        f"{head}{folder}/{name}{'/' if kind == 4 else ''}"
+        for name, _ino, kind in found
+        if name.startswith(start)
+    )
+
+
+class Arenas:
+    """The arenas and snapshots that one command uses, each opened once and closed at its end."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._open: dict[tuple[str, str | None], FileSystem] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def open(self, operand: Operand) -> FileSystem:
+        """The file system that holds `operand`, which is not local."""
+        import nova_mp
+
+        assert operand.arena is not None
+        key = (operand.arena, operand.snapshot)
+        if key not in self._open:
+            if operand.snapshot is None:
+                fs = nova_mp.attach(operand.arena)
+            else:
+                fs = self.open(Operand(operand.arena, None, "/")).snapshots.open(operand.snapshot)
+            self._open[key] = self._stack.enter_context(fs)
+        return self._open[key]
+
+
+def walk_rows(fs: FileSystem, top: str) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
+    """(directory, its sorted (name, ino, d_type) rows) of a tree, parents first."""
+    stack = [top]
+    while stack:
+        folder = stack.pop()
+        rows = sorted(fs.scan(folder))
+        yield folder, rows
+        stack += [os.path.join(folder, name) for name, _, kind in reversed(rows) if kind == 4]
