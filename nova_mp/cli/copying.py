@@ -108,8 +108,7 @@ class Copier:
     def plan(self, source: Operand, target: Operand) -> list[Item]:
         """Everything that copying `source` to `target` means, parents first; counts its bytes."""
         items: list[Item] = []
-        with self.report.attempt(str(source)):
-            self.report.done -= 1  # What is planned is not done yet.
+        with self.report.attempt(str(source), counts=False):
             place = place_of(self.arenas, source)
             status = place.lstat(source.path) if self.recursive else place.stat(source.path)
             if stat.S_ISDIR(status.st_mode):
@@ -135,8 +134,9 @@ class Copier:
         for item in reversed(items):
             # Last of all, since every name made in a directory moves its time.
             if stat.S_ISDIR(item.status.st_mode) and f"{item.source}/" not in lost:
-                with self.report.attempt(str(item.target), verb="set the attributes of"):
-                    self.report.done -= 1
+                with self.report.attempt(
+                    str(item.target), verb="set the attributes of", counts=False
+                ):
                     self._set_attributes(item)
         self.totals.seconds += time.monotonic() - started
 
@@ -156,8 +156,7 @@ class Copier:
             yield item
             if not stat.S_ISDIR(item.status.st_mode):
                 continue
-            with self.report.attempt(str(item.source)):
-                self.report.done -= 1
+            with self.report.attempt(str(item.source), counts=False):
                 for name in sorted(place.listdir(item.source.path), reverse=True):
                     below = item.source.child(name)
                     stack.append(Item(below, item.target.child(name), place.lstat(below.path)))

@@ -60,8 +60,7 @@ def copy(copier: Copier, sources: list[Operand], target: Operand) -> None:
     report = copier.report
     items: list[Item] = []
     into = None
-    with report.attempt(str(target), verb="copy to"):
-        report.done -= 1
+    with report.attempt(str(target), verb="copy to", counts=False):
         into = targets(copier.arenas, sources, target)
     for source, goal in zip(sources, into or (), strict=False):
         if source == Operand(None, None, "-"):

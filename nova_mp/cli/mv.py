@@ -39,8 +39,7 @@ def command(
     moved = []
     with Arenas() as arenas:
         into = None
-        with report.attempt(str(target), verb="move to"):
-            report.done -= 1
+        with report.attempt(str(target), verb="move to", counts=False):
             into = targets(arenas, list(sources), target)
         for source, goal in zip(sources, into or (), strict=False):
             before = len(report.problems)

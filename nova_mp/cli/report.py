@@ -136,8 +136,8 @@ class Report:
     exit_code: int | None = None
 
     @contextmanager
-    def attempt(self, what: str, verb: str | None = None) -> Iterator[None]:
-        """Count the block as done, or take down why it could not be.
+    def attempt(self, what: str, verb: str | None = None, *, counts: bool = True) -> Iterator[None]:
+        """Count the block as done (unless it is only on the way), or take down why it failed.
 
         Takes system errors, the package's errors, and ValueError, with which the package answers
         arguments that make no sense. Everything else is a defect and shows its traceback.
@@ -149,7 +149,7 @@ class Report:
         except (OSError, errors.NovaError, Refused, ValueError) as error:
             self.problem(problem_of(error, verb or self.verb, what))
         else:
-            self.done += 1
+            self.done += counts
 
     def problem(self, problem: Problem) -> None:
         """Take down a problem and say it at once."""

@@ -157,8 +157,7 @@ def delete(report: Report, name: str, snapshot_ids: tuple[str, ...]) -> dict[str
     import nova_mp
 
     deleted = []
-    with report.attempt(name, verb="open"):
-        report.done -= 1
+    with report.attempt(name, verb="open", counts=False):
         with nova_mp.attach(name) as fs:
             for snapshot_id in snapshot_ids:
                 with report.attempt(f"{name}@{snapshot_id}"):

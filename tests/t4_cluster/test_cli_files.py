@@ -1,0 +1,326 @@
+"""The verbs for files and snapshots: what they do, print, and say when they cannot."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from cli_local import Arenas, Cli
+
+import nova_mp
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    folder = tmp_path / "arenas"
+    folder.mkdir()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    arenas = Arenas(folder)
+    # Into the dictionary, since asking for the real one would import the native core.
+    monkeypatch.setitem(nova_mp.__dict__, "attach", arenas.attach)
+    demo = arenas.make("demo")
+    demo.make_dir("/data", 0o755)
+    demo.make_dir("/data/sub", 0o755)
+    demo.write_bytes("/data/one", b"one\n")
+    demo.write_bytes("/data/sub/two", b"x" * 5000)
+    demo.symlink("one", "/data/link")
+    return Cli(arenas, capsys)
+
+
+def tree_of(root: Path) -> dict[str, str]:
+    """Every path below `root` with its contents or target."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = f"-> {path.readlink()}"
+        else:
+            found[name] = "/" if path.is_dir() else path.read_text()
+    return found
+
+
+DATA = {"link": "-> one", "one": "one\n", "sub": "/", "sub/two": "x" * 5000}
+
+# ---- ls, cat, stat, tree, du
+
+
+def test_ls_prints_names(cli: Cli) -> None:
+    assert cli("ls", "demo:/data").out == "link\none\nsub\n"
+    assert cli("ls", "demo:/data/one").out == "/data/one\n"
+    assert cli("ls", "-d", "demo:/data").out == "/data\n"
+    assert cli("ls", "demo:").out == "data\n"
+
+
+def test_ls_recursive_and_several(cli: Cli) -> None:
+    expected = "demo:/:\ndata\n\ndemo:/data:\nlink\none\nsub\n\ndemo:/data/sub:\ntwo\n"
+    assert cli("ls", "-R", "demo:/").out == expected
+    assert cli("ls", "demo:/data/sub", "demo:/").out == "demo:/data/sub:\ntwo\n\ndemo:/:\ndata\n"
+
+
+def test_ls_long(cli: Cli) -> None:
+    os.utime(cli.arenas.folder / "demo/data/one", ns=(0, 1_500_000_000_123_456_789))
+    lines = cli("ls", "-l", "demo:/data").out.splitlines()
+    assert lines[0].split() == ["MODE", "LINKS", "UID", "GID", "SIZE", "MODIFIED", "NAME"]
+    assert "link -> one" in lines[1]
+    bare = cli("ls", "-l", "-H", "-p", "demo:/data").out.splitlines()
+    assert len(bare) == 3
+    assert bare[1].split("\t")[4:] == ["4", "1500000000.123456789", "one"]
+
+
+def test_ls_json(cli: Cli) -> None:
+    result = cli("ls", "--json", "demo:/data", "demo:/nothing")
+    assert result.code == 3
+    assert result.json["listings"][0]["directory"] == "demo:/data"
+    rows = {row["name"]: row for row in result.json["listings"][0]["entries"]}
+    assert rows["one"]["size_bytes"] == 4
+    assert rows["link"]["target"] == "one"
+    assert result.json["errors"][0]["object"] == "demo:/nothing"
+    assert result.json["exit_code"] == 3
+
+
+def test_names_that_are_not_text(cli: Cli) -> None:
+    name = os.fsdecode(b"\xff\x1b[31m")
+    cli.arenas.open["demo"].write_bytes(f"/{name}", b"")
+    assert cli("ls", "--json", "demo:/").json["listings"][0]["entries"][1]["name"] == name
+
+
+def test_cat(cli: Cli) -> None:
+    assert cli("cat", "demo:/data/one", "demo:/data/one").out == "one\none\n"
+    cli.arenas.open["demo"].write_bytes("/raw", b"\xff\0")
+    files = cli("cat", "--json", "demo:/data/one", "demo:/raw").json["files"]
+    assert files[0]["contents"] == "one\n"
+    assert base64.b64decode(files[1]["contents"]) == b"\xff\0"
+
+
+def test_what_is_not_there(cli: Cli) -> None:
+    for verb in ("ls", "cat", "rm", "stat", "tree", "du"):
+        result = cli(verb, "demo:/data/nothing")
+        assert result.code == 1, verb
+        assert "'demo:/data/nothing': no such file or directory" in result.err
+        assert "hint: see what is there: nova-mp ls demo:/data\n" in result.err
+        assert "Traceback" not in result.err
+
+
+def test_an_engine_that_does_not_run(cli: Cli) -> None:
+    for args in (["ls", "other:/"], ["snapshot", "list", "other"], ["cp", "here", "other:/"]):
+        result = cli(*args)
+        assert result.code == 1
+        assert "hint: start it: nova-mp start other" in result.err
+
+
+def test_stat(cli: Cli) -> None:
+    result = cli("stat", "demo:/data/link", "demo:/data/one")
+    assert "symbolic link to one" in result.out
+    assert "4 B (4 bytes)" in result.out
+    found = cli("stat", "-L", "--json", "demo:/data/link").json["files"][0]
+    assert (found["kind"], found["size_bytes"]) == ("file", 4)
+
+
+def test_tree(cli: Cli) -> None:
+    assert cli("tree", "demo:/").out == (
+        "demo:/\n└── data\n    ├── link -> one\n    ├── one\n    └── sub\n        └── two\n"
+        "\n2 directories, 3 files\n"
+    )
+    assert "two" not in cli("tree", "-L", "2", "demo:/").out
+    assert "one" not in cli("tree", "-d", "demo:/").out
+    trees = cli("tree", "--json", "demo:/").json["trees"]
+    assert trees[0]["children"][0]["children"][2]["children"] == [{"name": "two", "kind": "file"}]
+
+
+def test_du_counts_a_file_once(cli: Cli) -> None:
+    demo = cli.arenas.folder / "demo"
+    os.link(demo / "data/sub/two", demo / "data/sub/again")
+    os.link(demo / "data/sub/two", demo / "data/elsewhere")
+    rows = [line.split("\t") for line in cli("du", "-H", "-p", "demo:/data").out.splitlines()]
+    assert [row[2] for row in rows] == ["demo:/data/sub", "demo:/data"]
+    link_bytes = len("one")
+    assert rows[1][1] == str(5000 + 4 + link_bytes)
+    assert cli("du", "-s", "demo:/", "demo:/data").out.count("demo:/") == 2
+    assert len(cli("du", "-d", "1", "--json", "demo:/").json["usage"]) == 2
+
+
+# ---- cp, mv, rm, mkdir
+
+
+def test_cp_files_in_and_out(cli: Cli) -> None:
+    Path("local").write_text("text")
+    assert cli("cp", "local", "demo:/new").code == 0
+    assert cli("cp", "local", "demo:/data", "-v").out == "local -> demo:/data/local\n"
+    assert cli("cp", "demo:/data/one", "demo:/data/link", ".").code == 0
+    assert (Path("one").read_text(), Path("link").read_text()) == ("one\n", "one\n")
+    assert cli("cat", "demo:/new").out == "text"
+
+
+def test_cp_keeps_modes_and_times(cli: Cli) -> None:
+    Path("local").write_text("text")
+    os.chmod("local", 0o640)
+    os.utime("local", ns=(1, 1_500_000_000_123_456_789))
+    cli("cp", "local", "demo:/new")
+    found = (cli.arenas.folder / "demo/new").stat()
+    assert stat.S_IMODE(found.st_mode) == 0o640
+    assert found.st_mtime_ns == 1_500_000_000_123_456_789
+
+
+def test_cp_trees(cli: Cli) -> None:
+    assert cli("cp", "-r", "demo:/data", "out").code == 0
+    assert tree_of(Path("out")) == DATA
+    cli.arenas.make("other")
+    assert cli("cp", "-r", "out", "other:/").code == 0
+    assert tree_of(cli.arenas.folder / "other/out") == DATA
+    # A second time it goes over what is there; a root has no name, so its contents are copied.
+    result = cli("cp", "-r", "--json", "out", "other:/")
+    assert result.code == 0
+    assert [result.json[key] for key in ("files", "directories", "links")] == [2, 2, 1]
+    assert cli("cp", "-r", "other:/", "all").code == 0
+    assert cli("cp", "-r", "other:/", "all").code == 0
+    assert tree_of(Path("all/out")) == DATA
+
+
+def test_cp_refuses_what_makes_no_sense(cli: Cli) -> None:
+    Path("a").touch()
+    Path("b").touch()
+    for args, words in [
+        (["demo:/data", "out"], "it is a directory\n  hint: copy it with all that it holds: cp -r"),
+        (["-r", "demo:/data", "demo:/data/sub"], "cannot be copied into itself"),
+        (["-r", "demo:/", "demo:/data"], "cannot be copied into itself"),
+        (["a", "a"], "is the same file"),
+        (["demo:/data/one", "demo:/data/one"], "is the same file"),
+        (["a", "b", "demo:/new"], "cannot copy to 'demo:/new': not a directory"),
+        (["a", "demo@1:/"], "cannot copy to 'demo@1:/': "),
+        (["a", "demo:/no/such"], "no such file or directory"),
+    ]:
+        result = cli("cp", *args)
+        assert result.code == 1, args
+        assert words in result.err, args
+    assert tree_of(cli.arenas.folder / "demo/data") == DATA
+
+
+def test_cp_goes_on_after_a_problem(cli: Cli) -> None:
+    Path("tree/bad").mkdir(parents=True)
+    Path("tree/good").write_text("good")
+    Path("tree/bad/file").write_text("never")
+    os.mkfifo("tree/pipe")
+    cli.arenas.open["demo"].make_dir("/tree")
+    cli.arenas.open["demo"].write_bytes("/tree/bad", b"in the way")
+    result = cli("cp", "-r", "--json", "tree", "demo:/")
+    assert result.code == 3
+    assert {error["object"] for error in result.json["errors"]} == {"tree/bad", "tree/pipe"}
+    assert tree_of(cli.arenas.folder / "demo/tree") == {"bad": "in the way", "good": "good"}
+
+
+def test_cp_leaves_no_half_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("large").write_bytes(b"x" * (3 << 20))
+
+    def full(writer: io.RawIOBase, data: memoryview) -> None:
+        writer.write(data[:10])
+        raise OSError(28, "No space left on device", "/large")
+
+    monkeypatch.setattr("nova_mp.cli.copying.write_all", full)
+    result = cli("cp", "large", "demo:/")
+    assert result.code == 5
+    assert "no space left on device" in result.err
+    assert not (cli.arenas.folder / "demo/large").exists()
+
+
+def test_cp_no_clobber(cli: Cli) -> None:
+    Path("one").write_text("mine")
+    assert cli("cp", "-n", "--json", "demo:/data/one", "one").json["skipped"] == 1
+    assert Path("one").read_text() == "mine"
+
+
+def test_cp_from_a_pipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"piped")))
+    assert cli("cp", "-", "demo:/piped").code == 0
+    assert cli("cat", "demo:/piped").out == "piped"
+    result = cli("cp", "-", "demo:/data")
+    assert result.code == 1
+    assert "name the file to be written" in result.err
+
+
+def test_mv(cli: Cli) -> None:
+    assert cli("mv", "demo:/data/one", "demo:/data/three").code == 0
+    assert cli("mv", "-n", "demo:/data/three", "demo:/data/sub/two").code == 1
+    assert cli("mv", "demo:/data", "out").code == 0
+    assert not (cli.arenas.folder / "demo/data").exists()
+    assert Path("out/three").read_text() == "one\n"
+    assert cli("mv", "out", "demo:/back").code == 0
+    assert not Path("out").exists()
+    moved = cli("mv", "--json", "demo:/back", "demo:/nothing", "demo:/").json
+    assert moved["moved"] == [{"source": "demo:/back", "target": "demo:/back"}]
+
+
+def test_mv_refuses(cli: Cli) -> None:
+    cli("snapshot", "create", "demo")
+    for args, words in [
+        (["demo@1:/data", "demo:/x"], "a snapshot never changes"),
+        (["a", "b"], "neither is in an arena"),
+        (["demo:/", "out"], "it is the root of the arena"),
+    ]:
+        result = cli("mv", *args)
+        assert result.code == 1
+        assert words in result.err
+
+
+def test_mv_keeps_the_source_when_a_part_is_not_copied(cli: Cli) -> None:
+    Path("tree").mkdir()
+    Path("tree/file").touch()
+    os.mkfifo("tree/pipe")
+    result = cli("mv", "tree", "demo:/tree")
+    assert result.code == 1
+    assert "the source was left as it is" in result.err
+    assert Path("tree/file").exists()
+
+
+def test_rm(cli: Cli) -> None:
+    result = cli("rm", "demo:/data")
+    assert result.code == 1
+    assert "hint: remove it with all that it holds: rm -r demo:/data" in result.err
+    assert cli("rm", "demo:/data/one", "demo:/data/nothing").code == 3
+    assert cli("rm", "-f", "demo:/data/nothing").code == 0
+    assert cli("rm", "-r", "--json", "demo:/data").json["removed"] == ["demo:/data"]
+    assert cli("ls", "demo:/").out == ""
+    assert "it is the root" in cli("rm", "-r", "demo:/").err
+
+
+def test_mkdir(cli: Cli) -> None:
+    assert cli("mkdir", "demo:/a/b").code == 1
+    assert cli("mkdir", "-p", "demo:/a/b", "demo:/a/b").code == 0
+    assert cli("mkdir", "demo:/a").code == 1
+    assert cli("mkdir", "-m", "700", "demo:/private").code == 0
+    found = (cli.arenas.folder / "demo/private").stat()
+    assert stat.S_IMODE(found.st_mode) == 0o700
+
+
+# ---- snapshots
+
+
+def test_snapshots(cli: Cli) -> None:
+    assert "take one: nova-mp snapshot create demo" in cli("snapshot", "list", "demo").out
+    assert cli("snapshot", "create", "demo", "--name", "first").out == (
+        "snapshot 1 of demo; look into it: nova-mp ls demo@first:/\n"
+    )
+    assert cli("snapshot", "create", "demo", "--name", "first").code == 1
+    assert cli("snapshot", "create", "--json", "demo").json["snapshot"]["id"] == 2
+    lines = cli("snapshot", "list", "demo").out.splitlines()
+    assert lines[1].split()[:2] == ["1", "first"]
+    bare = cli("snapshot", "list", "-H", "-p", "demo").out.splitlines()
+    assert bare[0].split("\t") == ["1", "first", "1893553445.678901000", "1", "8192"]
+    assert "first" in cli("snapshot", "show", "demo", "1").out
+    assert cli("ls", "demo@first:/data").out == "link\none\nsub\n"
+    result = cli("rm", "demo@first:/data/one")
+    assert result.code == 1
+    assert "read-only" in result.err
+    assert "a snapshot never changes" in result.err
+    deleted = cli("snapshot", "delete", "--json", "demo", "first", "2", "9")
+    assert deleted.code == 3
+    assert [row["id"] for row in deleted.json["deleted"]] == [1, 2]
+    assert "nova-mp snapshot list demo" in deleted.err
+    assert cli("snapshot", "wait", "demo").code == 0
+    assert cli("snapshot", "show", "demo", "first").code == 1
+    assert cli("ls", "demo@first:/").code == 1
