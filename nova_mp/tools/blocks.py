@@ -61,6 +61,10 @@ class Blocks:
             return _TITLES[kind]
         return f"{_TITLES[kind]} {self.owners[nr]}"
 
+    def kind(self, nr: int) -> str:
+        """Kind of block `nr`: one of KINDS."""
+        return KINDS[self.kinds[nr]]
+
     def count(self) -> dict[str, int]:
         """Blocks by kind, and their total."""
         counts = {name: self.kinds.count(kind) for kind, name in enumerate(KINDS)}

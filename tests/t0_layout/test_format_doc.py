@@ -1,0 +1,135 @@
+"""docs/FORMAT.md, the field tables and the compiled core say the same about the format."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from nova_mp.core import layout_fields
+from nova_mp.tools import fsck
+
+DOC = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text()
+SECTION = re.compile(r"^### `(nv_\w+)`: (\d+) bytes$", re.MULTILINE)
+STRUCTS = layout_fields.structs()
+K = layout_fields.constants()
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the first table in `text`, without its heading."""
+    lines: list[list[str]] = []
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line.strip("|"))
+            lines.append([cell.strip().replace("\\|", "|") for cell in cells])
+        elif lines:
+            break
+    return lines[2:]
+
+
+def sections() -> dict[str, tuple[int, list[list[str]]]]:
+    found = list(SECTION.finditer(DOC))
+    ends = [match.start() for match in found[1:]] + [len(DOC)]
+    return {
+        match[1]: (int(match[2]), rows(DOC[match.end() : end]))
+        for match, end in zip(found, ends, strict=True)
+    }
+
+
+def test_every_struct_is_documented() -> None:
+    assert set(sections()) == set(STRUCTS)
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_struct_table(name: str) -> None:
+    size, table = sections()[name]
+    declared = STRUCTS[name]
+    assert size == declared.size
+    expected = [
+        [str(field.offset), str(field.size), f"`{field.name}`", field.meaning]
+        for field in declared.fields
+    ]
+    assert table == expected
+
+
+def test_constant_table() -> None:
+    table = rows(DOC[DOC.index("## Constants") :])
+    documented = {name.strip("`"): int(value, 0) for name, value, _ in table}
+    assert documented == K
+    assert {name.strip("`"): text for name, _, text in table} == layout_fields.constant_meanings()
+
+
+def test_map_agrees_with_constants() -> None:
+    table = rows(DOC[DOC.index("## Map of an arena") :])
+    blocks = [row[0] for row in table]
+    heads, journals, data = K["TABLE_HEADS_NR"], K["JOURNALS_NR"], K["DATA_NR"]
+    assert blocks == [
+        "0",
+        f"{heads} and {heads + K['TABLE_HEADS_BLOCKS'] - 1}",
+        str(journals - 1),
+        f"{journals} to {data - 1}",
+        f"{data} to last - 1",
+        "last",
+    ]
+    assert journals + K["MAX_CPUS"] == data
+
+
+def test_findings_table() -> None:
+    table = rows(DOC[DOC.index("## Findings of the checker") :])
+    assert [row[0] for row in table] == list(fsck.CODES)
+    for code, meaning, invariants in table:
+        assert (meaning, invariants) == (fsck.CODES[code].meaning, fsck.CODES[code].invariants)
+
+
+def test_cited_invariants_are_defined() -> None:
+    defined = set(re.findall(r"\*\*(FMT-\d+)\*\*", DOC))
+    core = Path(layout_fields.__file__).parent
+    for header in ("layout", "log", "journal"):
+        text = (core / f"{header}.pxd").read_text()
+        defined |= set(re.findall(r"^#   ([A-Z]+-\d+)  ", text, re.MULTILINE))
+    cited = {name for code in fsck.CODES.values() for name in code.invariants.split(", ")}
+    assert cited <= defined
+    assert {name for name in defined if name.startswith("FMT-")} <= cited
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_fields_are_packed_and_aligned(name: str) -> None:
+    declared = STRUCTS[name]
+    assert struct.calcsize(declared.format) == declared.size
+    position = 0
+    for field in declared.fields:
+        assert field.offset == position
+        position += field.size
+        if field.code in ("H", "I", "Q"):
+            assert field.offset % field.size == 0, f"{field.name} is not aligned"
+    # LAY-1
+    assert 64 % declared.size == 0 or declared.size % 64 == 0
+
+
+def test_commit_words_are_aligned_words() -> None:
+    """LAY-3: what commits something is one aligned store of 8 bytes."""
+    words = {
+        "nv_inode": ("state", "log_head_off", "log_tail_off", "delete_epoch_id"),
+        "nv_journal": ("commit",),
+        "nv_log_page_tail": ("next_page_off",),
+        "nv_snapshot_info": ("deleted",),
+        "nv_chunk_header": ("next_chunk_off",),
+        "nv_table_head": ("first_chunk_off",),
+    }
+    for name, fields in words.items():
+        for field in fields:
+            found = next(each for each in STRUCTS[name].fields if each.name == field)
+            assert found.size == 8 and found.offset % 8 == 0, f"{name}.{field}"
+
+
+def test_compiled_core_agrees() -> None:
+    layout = pytest.importorskip("nova_mp.core.layout", reason="the core is not built")
+    layout = importlib.import_module(layout.__name__)
+    assert {
+        name: {field.name: (field.offset, field.size) for field in declared.fields}
+        for name, declared in STRUCTS.items()
+    } == layout.FIELDS
+    assert K["FORMAT_VERSION"] == layout.FORMAT
