@@ -23,7 +23,8 @@ from nova_mp.cli.report import Report
 _BASH = """\
 %(complete_func)s() {
     local IFS=$'\\n' type value word before response
-    response=$(env NOVA_MP_LINE="${COMP_LINE:0:$COMP_POINT}" %(complete_var)s=bash_complete "$1")
+    response=$(env NOVA_MP_LINE="${COMP_LINE:0:$COMP_POINT}" \
+        %(complete_var)s=bash_complete "$1" 2>/dev/null)
     word="${COMP_LINE:0:$COMP_POINT}"
     word="${word##* }"
     before=""
@@ -37,7 +38,8 @@ _BASH = """\
             compopt -o default
         elif [[ $type == plain ]]; then
             [[ $value == */ ]] && compopt -o nospace
-            COMPREPLY+=("${value#"$before"}")
+            printf -v value %%q "${value#"$before"}"
+            COMPREPLY+=("$value")
         fi
     done
 }
@@ -87,9 +89,9 @@ def command(report: Report, shell: str) -> None:
 
     It completes commands, options, names of arenas, and paths in arenas that run.
     """
-    from nova_mp.cli.main import program
+    from nova_mp.cli.main import COMPLETE_VARIABLE, program
 
     install()
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(program, {}, "nova-mp", "_NOVA_MP_COMPLETE").source(), nl=False)
+    click.echo(kind(program, {}, "nova-mp", COMPLETE_VARIABLE).source(), nl=False)

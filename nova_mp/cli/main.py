@@ -12,6 +12,7 @@ import sys
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from nova_mp.cli import report
 from nova_mp.version import __version__
@@ -49,6 +50,9 @@ VERBS: dict[str, dict[str, str]] = {
         "completion": "Print a shell's completion script.",
     },
 }
+
+# A shell's completion script sets this; then the answer is completions, and no verb is run.
+COMPLETE_VARIABLE = "_NOVA_MP_COMPLETE"
 
 FIRST_STEPS = """\
 nova-mp: a file system in shared memory, with snapshots, for many processes.
@@ -88,6 +92,15 @@ class Program(click.Group):
             raise NoSuchVerb(args[0], hint)
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [
+            CompletionItem(name, help=text)
+            for section in VERBS.values()
+            for name, text in section.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, verbs in VERBS.items():
             with formatter.section(section):
@@ -125,6 +138,8 @@ def program(ctx: click.Context) -> None:
 
 def main(args: list[str]) -> int:
     """Run the command with `args`; returns its exit code."""
+    if COMPLETE_VARIABLE in os.environ:
+        importlib.import_module("nova_mp.cli.completion").install()
     try:
         code = program.main(args, prog_name="nova-mp", standalone_mode=False)
         sys.stdout.flush()

@@ -157,13 +157,12 @@ def delete(report: Report, name: str, snapshot_ids: tuple[str, ...]) -> dict[str
     import nova_mp
 
     deleted = []
-    with report.attempt(name, verb="open", counts=False):
-        with nova_mp.attach(name) as fs:
-            for snapshot_id in snapshot_ids:
-                with report.attempt(f"{name}@{snapshot_id}"):
-                    snapshot = fs.snapshots.get(snapshot_id)
-                    fs.snapshots.delete(snapshot_id)
-                    deleted.append(_as_dict(snapshot))
+    with report.attempt(name, verb="open", counts=False), nova_mp.attach(name) as fs:
+        for snapshot_id in snapshot_ids:
+            with report.attempt(f"{name}@{snapshot_id}"):
+                snapshot = fs.snapshots.get(snapshot_id)
+                fs.snapshots.delete(snapshot_id)
+                deleted.append(_as_dict(snapshot))
     return {"deleted": deleted}
 
 

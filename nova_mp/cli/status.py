@@ -1,0 +1,160 @@
+"""nova-mp status: show the arenas, or one of them in detail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nova_mp.cli.command import verb
+from nova_mp.cli.operands import ArenaType
+from nova_mp.cli.output import Column, ListStyle, facts, table
+from nova_mp.cli.report import Report
+from nova_mp.cli.start import recovered
+from nova_mp.core import segment
+
+_COLUMNS = (
+    Column("NAME"),
+    Column("STATE"),
+    Column("SIZE", number=True),
+    Column("FREE", number=True),
+    Column("CPUS", number=True),
+    Column("SNAPSHOTS", number=True),
+    Column("BACKING"),
+)
+_PROCESS_COLUMNS = (
+    Column("PROCESS"),
+    Column("PID", number=True),
+    Column("STATE"),
+)
+
+
+@verb(
+    "status",
+    "examine",
+    lists=True,
+    examples="""
+        nova-mp status                    all arenas of this machine
+        nova-mp status demo               one in detail
+        nova-mp status demo --json        everything that is known of it
+    """,
+)
+@click.argument("name", type=ArenaType(), required=False, metavar="[NAME]")
+def command(report: Report, name: str | None, style: ListStyle) -> dict[str, Any]:
+    """Show the arenas, or one of them in detail.
+
+    STATE is running, frozen, starting, stopped, or crashed: then the next start recovers it.
+    """
+    import nova_mp
+
+    found = []
+    for each in [name] if name else segment.arena_names():
+        with report.attempt(each):
+            found.append(nova_mp.status(each))
+    if name:
+        for arena in found:
+            report.say("\n".join(_details(arena, style)))
+        return {"arena": found[0] if found else None}
+    if found:
+        report.say("\n".join(table(_COLUMNS, [_row(arena, style) for arena in found], style)))
+    elif style.header and not report.problems:
+        report.say("no arenas; make one: nova-mp mkfs demo --size 256MiB --cpus 2")
+    return {"arenas": [_summary(arena) for arena in found]}
+
+
+def _free_bytes(arena: dict[str, Any]) -> int | None:
+    blocks = arena.get("stats", {}).get("blocks")
+    return None if blocks is None else int(blocks["free"]) * int(arena["block_bytes"])
+
+
+def _summary(arena: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": arena["name"],
+        "state": arena["state"],
+        "size_bytes": arena["size_bytes"],
+        "free_bytes": _free_bytes(arena),
+        "cpus": arena["cpus"],
+        "snapshots": arena.get("stats", {}).get("snapshots"),
+        "backing": arena["backing"],
+        "label": arena["label"],
+    }
+
+
+def _row(arena: dict[str, Any], style: ListStyle) -> tuple[str, ...]:
+    row = _summary(arena)
+    snapshots = row["snapshots"]
+    return (
+        row["name"],
+        row["state"],
+        style.size(row["size_bytes"]),
+        style.size(row["free_bytes"]),
+        str(row["cpus"]),
+        "-" if snapshots is None else str(snapshots),
+        row["backing"],
+    )
+
+
+def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
+    pairs: list[tuple[str, Any]] = [("arena", arena["name"])]
+    if arena["label"]:
+        pairs.append(("label", arena["label"]))
+    pairs += [("state", _state(arena)), ("size", _size(arena, style))]
+    pairs += [("backing", arena["backing"]), ("CPUs", arena["cpus"]), ("epoch", arena["epoch_id"])]
+    pairs.append(("made", style.time(arena["create_time_ns"])))
+    if "pid" in arena:
+        pairs.append(("engine", f"pid {arena['pid']}, medium {arena['media']}"))
+        pairs.append(("address", arena["address"]))
+    stats = arena.get("stats")
+    if stats:
+        pairs += _counts(arena, stats, style)
+    lines = facts(pairs)
+    if "processes" in arena and style.header:
+        lines.append("")
+    rows = [
+        (str(process.get("title", "")), str(process.get("pid", "-")), str(process.get("state", "")))
+        for process in arena.get("processes", ())
+    ]
+    return lines + (table(_PROCESS_COLUMNS, rows, style) if rows else [])
+
+
+def _state(arena: dict[str, Any]) -> str:
+    state = str(arena["state"])
+    hints = {
+        "crashed": f"the next start recovers it: nova-mp start {arena['name']}",
+        "stopped": f"start it: nova-mp start {arena['name']}",
+        "frozen": f"held by pid {arena.get('freeze_holder')}",
+    }
+    return f"{state} ({hints[state]})" if state in hints else state
+
+
+def _size(arena: dict[str, Any], style: ListStyle) -> str:
+    free = _free_bytes(arena)
+    size = style.size(arena["size_bytes"])
+    return size if free is None else f"{size}, {style.size(free)} free"
+
+
+def _counts(
+    arena: dict[str, Any], stats: dict[str, Any], style: ListStyle
+) -> list[tuple[str, Any]]:
+    inodes, dram = stats["inodes"], stats["dram"]
+    pairs: list[tuple[str, Any]] = [
+        ("inodes", ", ".join(f"{value} {key}" for key, value in inodes.items())),
+        ("snapshots", _snapshots(arena, stats)),
+        ("DRAM", f"{style.size(dram['bytes_used'])} of {style.size(dram['bytes_limit'])}"),
+    ]
+    recovery = stats.get("recovery")
+    if recovery:
+        pairs.append(("mounted", _mounted(recovery)))
+    return pairs
+
+
+def _snapshots(arena: dict[str, Any], stats: dict[str, Any]) -> str:
+    left = arena.get("reclaim_left", 0)
+    return f"{stats['snapshots']}" + (f", {left} list entries to reclaim" if left else "")
+
+
+def _mounted(recovery: dict[str, Any]) -> str:
+    if recovery.get("clean"):
+        return f"clean, in {recovery.get('seconds', 0.0):.3f} s"
+    rate = recovery.get("entries_per_second", 0)
+    return f"after a crash{recovered(recovery)} ({rate:,.0f} entries a second)"
