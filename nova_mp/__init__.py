@@ -35,8 +35,8 @@ from nova_mp.version import __version__
 
 if TYPE_CHECKING:
     from nova_mp.client.base import FileSystem
-    from nova_mp.client.snapshots import Snapshot
     from nova_mp.client.entry import attach, connect
+    from nova_mp.client.snapshots import Snapshot
     from nova_mp.cluster.launcher import Engine, crash, destroy, mkfs, start, status, stop
 
 _LAZY = {

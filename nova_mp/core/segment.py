@@ -217,8 +217,7 @@ def _create(path: Path, size_bytes: int, reserve_bytes: int, what: str) -> Segme
     remedy = "choose a smaller size, or free memory"
     if reserve_bytes > has:
         raise NotEnoughMemory(
-            f"{what} needs {format_size(reserve_bytes)}, {path.parent} has"
-            f" {format_size(has)}",
+            f"{what} needs {format_size(reserve_bytes)}, {path.parent} has {format_size(has)}",
             remedy,
         )
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,0 +1,280 @@
+"""Requests to an engine's coordinator: snapshots, freeze, status, stop.
+
+A request is sent once and, if no reply comes, again under the same id: the coordinator carries it
+out once and repeats the reply. While waiting, the engine's supervisor is watched too, so that the
+death of the engine ends the wait at once. Each thread has a socket of its own, because one thread
+may have to thaw what another one waits for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import uuid
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from nova_mp import config
+from nova_mp.core import segment
+from nova_mp.errors import EngineNotRunning, ProtocolError, Timeout
+from nova_mp.protocol import codec, identity
+from nova_mp.protocol import messages as m
+from nova_mp.version import __version__
+
+TIMEOUT_S = 30.0
+"""How long a request may take unless the caller says otherwise."""
+
+RESEND_S = 2.0
+"""A request without a reply is sent again: the coordinator may have been restarted."""
+
+REPLY_MARGIN_S = 5.0
+"""What is added to a time limit that the coordinator itself keeps, for its reply to arrive."""
+
+
+class _Socket:
+    """A thread's DEALER socket; closed when its thread ends and drops it."""
+
+    def __init__(self, address: str) -> None:
+        self.pid = os.getpid()
+        self.dealer: Any = zmq.Context.instance().socket(zmq.DEALER)
+        self.dealer.setsockopt(zmq.LINGER, 0)
+        self.dealer.connect(address)
+
+    def close(self) -> None:
+        """Close it, unless it is the parent's and we are a forked child."""
+        if self.pid == os.getpid():
+            self.dealer.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class ControlClient:
+    """Requests to the coordinator of one engine. Thread-safe; a context manager.
+
+    After a fork the child opens sockets of its own.
+    """
+
+    def __init__(self, name_or_address: str, timeout: float = TIMEOUT_S) -> None:
+        """`name_or_address` is an arena of this machine, or an engine's `ipc://` or `tcp://`
+        address; `timeout` (seconds) is what a request may take.
+
+        Raises EngineNotRunning when the arena has no engine, ArenaNotFound when there is no such
+        arena. An address is not looked at before the first request.
+        """
+        self.timeout = timeout
+        self._name: str | None = None
+        self._engine: tuple[int, int] | None = None
+        if "://" in name_or_address:
+            self.address = name_or_address
+        else:
+            record = running_engine(name_or_address)
+            self._name = name_or_address
+            self._engine = (record.pid, record.start_ticks)
+            self.address = config.endpoints(record.name, record.cpus, record.address).coordinator
+        self._local = threading.local()
+        self._client = (os.getpid(), uuid.uuid4().bytes)
+        self._sequence = itertools.count(1)
+
+    # ------------------------------------------------------------------------------- requests
+
+    def hello(self) -> m.HelloReply:
+        """Who the engine is and where its workers listen."""
+        hello = m.Hello(__version__, identity.host(), os.getpid())
+        return self._expect(m.HelloReply, self.request(hello))
+
+    def status(self) -> m.StatusReply:
+        """State of the engine."""
+        return self._expect(m.StatusReply, self.request(m.Status()))
+
+    def snapshot_create(self, name: str | None = None, timeout: float | None = None) -> int:
+        """Take a snapshot; returns its id, the epoch that it closed, once it is complete.
+
+        FileExistsError if the name is taken. `timeout` in seconds is how long it may wait for a
+        frozen file system; Timeout then.
+        """
+        limit = self.timeout if timeout is None else timeout
+        reply = self.request(m.SnapshotCreate(name, limit), limit + REPLY_MARGIN_S)
+        return self._expect(m.SnapshotCreated, reply).epoch_id
+
+    def snapshot_delete(self, epoch_id: int, timeout: float | None = None) -> None:
+        """Delete a snapshot. NoSuchSnapshot; OSError(EBUSY) while somebody has it open."""
+        limit = self.timeout if timeout is None else timeout
+        reply = self.request(m.SnapshotDelete(epoch_id, limit), limit + REPLY_MARGIN_S)
+        self._expect(m.SnapshotDeleted, reply)
+
+    def snapshot_wait(self, timeout: float | None = None) -> None:
+        """Wait until the cleaner has nothing left to free; `timeout` None waits for ever."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            step = 60.0 if deadline is None else min(60.0, max(0.0, deadline - time.monotonic()))
+            try:
+                self._expect(m.Done, self.request(m.SnapshotWait(step), step + REPLY_MARGIN_S))
+                return
+            except Timeout:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+
+    def freeze(
+        self, timeout: float = 5.0, *, lease: float | None = None, hold: bool = True
+    ) -> None:
+        """Let running operations finish and hold new ones, until `unfreeze`.
+
+        `timeout` (seconds) bounds the wait for running operations; Timeout then. It thaws by
+        itself after `lease` seconds (default: as `timeout`; 0: never), and, with `hold`, when this
+        process dies. Raises Frozen when it is frozen already.
+        """
+        lease = timeout if lease is None else lease
+        host, pid = (identity.host(), os.getpid()) if hold else ("", 0)
+        freeze = m.Freeze(timeout, lease, host, pid)
+        self._expect(m.Done, self.request(freeze, timeout + REPLY_MARGIN_S))
+
+    def unfreeze(self) -> None:
+        """End a freeze, whoever holds it; OSError(EINVAL) if nothing is frozen."""
+        self._expect(m.Done, self.request(m.Unfreeze()))
+
+    def stop(self, force: bool = False) -> None:
+        """Ask the engine to stop; returns once it has begun to.
+
+        ArenaBusy while processes are attached, unless `force`.
+        """
+        self._expect(m.Done, self.request(m.Stop(force)))
+
+    # ------------------------------------------------------------------------------- exchange
+
+    def request(self, message: Any, timeout: float | None = None) -> Any:
+        """Send any request and return its reply; an error reply is raised.
+
+        Raises Timeout after `timeout` seconds (default: the client's), and EngineNotRunning as
+        soon as the engine is known to be gone.
+        """
+        limit = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        ident = codec.request_id(self._client_id(), next(self._sequence))
+        frames = codec.encode(message, ident)
+        dealer = self._socket().dealer
+        poller = zmq.Poller()
+        poller.register(dealer, zmq.POLLIN)
+        pidfd = self._watch_engine()
+        if pidfd is not None:
+            poller.register(pidfd, zmq.POLLIN)
+        try:
+            return self._exchange(dealer, poller, frames, ident, deadline)
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
+
+    def _exchange(
+        self, dealer: Any, poller: zmq.Poller, frames: Any, ident: bytes, deadline: float
+    ) -> Any:
+        send_at = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= deadline:
+                raise Timeout(
+                    "the coordinator did not answer in time", "see nova-mp status, or wait longer"
+                )
+            if now >= send_at:
+                send_at = now + RESEND_S
+                # A full queue means that nobody takes requests; the deadline ends the wait.
+                if dealer.poll(0, zmq.POLLOUT):
+                    dealer.send_multipart(frames)
+            wait_s = min(deadline, send_at) - now
+            ready = [source for source, _ in poller.poll(int(wait_s * 1000) + 1)]
+            if dealer in ready:
+                reply = self._receive(dealer, ident)
+                if reply is not None:
+                    return reply
+            elif ready:
+                raise self._gone()
+
+    @staticmethod
+    def _receive(dealer: Any, ident: bytes) -> Any:
+        """The reply to request `ident`, raised if it is an error; None for any other message."""
+        envelope = codec.decode(dealer.recv_multipart())
+        if envelope.request_id != ident:
+            # The reply to a request that timed out, or the second one to one that was resent.
+            return None
+        if isinstance(envelope.message, m.ErrorReply):
+            raise m.error_of(envelope.message)
+        return envelope.message
+
+    @staticmethod
+    def _expect(kind: type, reply: Any) -> Any:
+        if not isinstance(reply, kind):
+            raise ProtocolError(f"the coordinator answers with {type(reply).__name__}")
+        return reply
+
+    # --------------------------------------------------------------------------------- engine
+
+    def _socket(self) -> _Socket:
+        held: _Socket | None = getattr(self._local, "socket", None)
+        if held is None or held.pid != os.getpid():
+            held = _Socket(self.address)
+            self._local.socket = held
+        return held
+
+    def _client_id(self) -> bytes:
+        """A UUID of this client in this process: a forked child is another client."""
+        if self._client[0] != os.getpid():
+            self._client = (os.getpid(), uuid.uuid4().bytes)
+        return self._client[1]
+
+    def _watch_engine(self) -> int | None:
+        """A pidfd of the engine's supervisor; None when it is not on this machine."""
+        if self._name is None or self._engine is None:
+            return None
+        pidfd = identity.open_pidfd(*self._engine)
+        if pidfd is None:
+            # It may have been stopped and started again since.
+            record = running_engine(self._name)
+            self._engine = (record.pid, record.start_ticks)
+            pidfd = identity.open_pidfd(*self._engine)
+        if pidfd is None:
+            raise self._gone()
+        return pidfd
+
+    def _gone(self) -> EngineNotRunning:
+        return not_running(self._name or self.address)
+
+    def close(self) -> None:
+        """Close this thread's socket; those of other threads close when they end."""
+        held: _Socket | None = getattr(self._local, "socket", None)
+        if held is not None:
+            held.close()
+            del self._local.socket
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def not_running(name: str) -> EngineNotRunning:
+    """The error for an arena whose engine does not run."""
+    return EngineNotRunning(
+        f"the engine of arena '{name}' is not running", f"start it with: nova-mp start {name}"
+    )
+
+
+def running_engine(name: str) -> config.EngineRecord:
+    """The record of arena `name`'s engine, which is in service.
+
+    Raises EngineNotRunning, or ArenaNotFound when there is no such arena.
+    """
+    record = config.read_engine_record(name)
+    if record is not None and record.ready and identity.alive(record.pid, record.start_ticks):
+        return record
+    if not segment.pmem_exists(name):
+        raise segment.missing_arena(name)
+    raise not_running(name)

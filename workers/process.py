@@ -1,0 +1,239 @@
+"""What the engine's processes share: arguments, control channel, signals, the arena.
+
+A child talks to the supervisor over a socket that it inherits: messages of `nova_mp.protocol`, one
+a packet. When the supervisor dies the socket says so, and the child leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from nova_mp import config
+from nova_mp.cluster.log import EngineLog
+from nova_mp.core import segment
+from nova_mp.errors import NovaError
+from nova_mp.protocol import codec, identity
+from nova_mp.protocol import messages as m
+
+PACKET_BYTES_MAX = 128 << 10
+
+
+class Channel:
+    """One end of the socket between the supervisor and a child."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        """For polling."""
+        return self._socket.fileno()
+
+    def send(self, message: Any) -> bool:
+        """Send a message; False when the other side is gone, or does not read."""
+        try:
+            self._socket.send(codec.encode(message)[0], socket.MSG_NOSIGNAL)
+        except (BlockingIOError, ConnectionError, BrokenPipeError):
+            return False
+        return True
+
+    def receive(self) -> list[Any] | None:
+        """Messages that have arrived; None when the other side is gone."""
+        found: list[Any] = []
+        while True:
+            try:
+                packet = self._socket.recv(PACKET_BYTES_MAX)
+            except BlockingIOError:
+                return found
+            except ConnectionError:
+                return None
+            if not packet:
+                return found or None
+            found.append(codec.decode([packet]).message)
+
+    def close(self) -> None:
+        """Close this end; the other side sees it."""
+        self._socket.close()
+
+
+class Signals:
+    """Signals as something to poll: `fileno` is readable when one came."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        # Without a handler of its own a signal would still end the process.
+        for number in numbers:
+            signal.signal(number, self._nothing)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    @staticmethod
+    def _nothing(number: int, frame: FrameType | None) -> None:
+        """The wakeup descriptor tells of it."""
+
+    def fileno(self) -> int:
+        """For polling."""
+        return self._reader.fileno()
+
+    def take(self) -> list[int]:
+        """Numbers of the signals that came."""
+        try:
+            return list(self._reader.recv(4096))
+        except BlockingIOError:
+            return []
+
+
+class ProcessWatch:
+    """pidfds of watched processes, in a poller; they become readable when a process dies."""
+
+    def __init__(self, poller: Any) -> None:
+        self._poller = poller
+        self._fds: dict[int, int] = {}
+        self._pids: dict[int, int] = {}
+
+    def add(self, pid: int) -> bool:
+        """Watch `pid`; False when it is dead already."""
+        fd = identity.open_pidfd(pid)
+        if fd is None:
+            return False
+        self._fds[pid], self._pids[fd] = fd, pid
+        self._poller.register(fd, select.POLLIN)
+        return True
+
+    def remove(self, pid: int) -> None:
+        """Watch it no more; no error if it was not watched."""
+        fd = self._fds.pop(pid, None)
+        if fd is not None:
+            del self._pids[fd]
+            self._poller.unregister(fd)
+            os.close(fd)
+
+    def died(self, fd: int) -> int | None:
+        """The pid whose descriptor became readable, which is watched no more; None if none is."""
+        pid = self._pids.get(fd)
+        if pid is not None:
+            self.remove(pid)
+        return pid
+
+
+class Arena:
+    """Both segments of an arena, and the core on top of them, for one process."""
+
+    def __init__(self, name: str, role: str, cpu: int | None, title: str) -> None:
+        from nova_mp.core import fs
+
+        self._pmem = segment.attach_pmem(name)
+        try:
+            self._dram = segment.attach_dram(name)
+            try:
+                self.core = fs.Core(
+                    self._pmem.buf, self._dram.buf, self._dram.fd, role=role, cpu=cpu, title=title
+                )
+            except BaseException:
+                self._dram.close()
+                raise
+        except BaseException:
+            self._pmem.close()
+            raise
+
+    def close(self) -> None:
+        """Give back the process slots and unmap the segments."""
+        self.core.close()
+        self._dram.close()
+        self._pmem.close()
+
+
+@dataclass(slots=True)
+class Child:
+    """A child process of the supervisor, from its command line."""
+
+    name: str
+    title: str
+    cpu: int
+    engine_id: str
+    started_ns: int
+    cpus: int
+    media: str
+    address: str | None
+    control: Channel
+    log: EngineLog
+    signals: Signals
+
+    @property
+    def endpoints(self) -> config.Endpoints:
+        """Where the engine listens."""
+        return config.endpoints(self.name, self.cpus, self.address)
+
+
+def _parse(role: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m nova_mp.workers.{role}",
+        description="A process of an engine. The supervisor starts it; to start an engine, use"
+        " nova-mp start.",
+    )
+    parser.add_argument("name", help="arena")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--cpu", type=int, default=-1)
+    parser.add_argument("--engine-id", required=True)
+    parser.add_argument("--started-ns", type=int, required=True)
+    parser.add_argument("--cpus", type=int, required=True)
+    parser.add_argument("--media", default="dram")
+    parser.add_argument("--address")
+    return parser.parse_args()
+
+
+def run_child(role: str, body: Callable[[Child], None]) -> None:
+    """Main function of a child process: set it up, run `body`, report why it failed if it does.
+
+    `body` sends ChildReady once it serves. Exits with status 0, or 1 after an error.
+    """
+    arguments = _parse(role)
+    title = role if arguments.cpu < 0 else f"worker-{arguments.cpu}"
+    # Only 15 bytes of a name are shown.
+    identity.set_title(f"nova-{title}".replace("coordinator", "coord"))
+    # Ctrl-C at a terminal is for the supervisor, which then tells its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log = EngineLog(arguments.name, title)
+    child = Child(
+        name=arguments.name,
+        title=title,
+        cpu=arguments.cpu,
+        engine_id=arguments.engine_id,
+        started_ns=arguments.started_ns,
+        cpus=arguments.cpus,
+        media=arguments.media,
+        address=arguments.address,
+        control=Channel(socket.socket(fileno=arguments.control_fd)),
+        log=log,
+        signals=Signals(signal.SIGTERM),
+    )
+    try:
+        body(child)
+    except Exception as error:
+        log.failure("failed", error)
+        told = error if isinstance(error, NovaError) else None
+        reason = told.reason if told else f"{title}: {type(error).__name__}: {error}"
+        child.control.send(m.ChildFailed(title, reason, told.remedy if told else ""))
+        sys.exit(1)
+    log.info("left")
+
+
+def quit_asked(child: Child) -> bool:
+    """Whether the supervisor asked the child to leave, or is dead, or SIGTERM came.
+
+    Drops what else is in the control channel: for children that expect nothing else.
+    """
+    if signal.SIGTERM in child.signals.take():
+        return True
+    messages = child.control.receive()
+    return messages is None or any(isinstance(message, m.Quit) for message in messages)

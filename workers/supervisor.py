@@ -1,0 +1,351 @@
+"""The supervisor process: mounts the arena, starts and restarts the others, and ends it all.
+
+It holds the lock file of the arena as long as it lives, so an arena has one engine, and whoever
+takes the lock knows that no other supervisor is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nova_mp import config
+from nova_mp.cluster import supervisor as s
+from nova_mp.cluster import vocabulary as v
+from nova_mp.cluster.log import EngineLog
+from nova_mp.cluster.residence import Residence
+from nova_mp.errors import EngineFailed, EngineRunning, NovaError
+from nova_mp.protocol import codec, identity
+from nova_mp.protocol import messages as m
+
+from . import process
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Lock:
+    """The lock file of an arena, held from construction to release, or death."""
+
+    def __init__(self, name: str) -> None:
+        self._path = config.runtime_path(name) / "engine.lock"
+        while True:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._fd)
+                raise EngineRunning(
+                    f"the engine of arena '{name}' runs already",
+                    f"use it, or stop it with: nova-mp stop {name}",
+                ) from None
+            # Its last holder may have removed the file between our open and our lock.
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self._path).st_ino == os.fstat(self._fd).st_ino:
+                    return
+            os.close(self._fd)
+
+    def release(self) -> None:
+        """Remove the file and let go of it."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+@dataclass(slots=True)
+class Running:
+    """A child that lives: its process, its channel, and the descriptor that tells of its death."""
+
+    popen: subprocess.Popen[bytes]
+    channel: process.Channel
+    pidfd: int
+
+
+class Announcement:
+    """Tells whoever waits for the start how it went, once: Done, or the error as a message."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def tell(self, message: Any) -> None:
+        """Write the message and close the pipe; the waiting side may be gone."""
+        if self._fd is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._fd, codec.encode(message)[0])
+        os.close(self._fd)
+        self._fd = None
+
+
+class SupervisorProcess:
+    """Children, channels and the loop around the state machine."""
+
+    def __init__(self, options: argparse.Namespace, announcement: Announcement) -> None:
+        self._options = options
+        self._name: str = options.name
+        self._announcement = announcement
+        self._log = EngineLog(self._name, "supervisor")
+        self._residence = Residence(self._name, options.media, self._log)
+        self._cpus = self._residence.cpus
+        # Refused now rather than by each child: a path too long, an address without room.
+        config.endpoints(self._name, self._cpus, options.address)
+        self._machine = s.Supervisor(self._cpus)
+        self._pending: deque[Any] = deque()
+        self._children: dict[str, Running] = {}
+        self._timer: float | None = None
+        self._exit = False
+        self._engine_id = uuid.uuid4().hex
+        self._started_ns = time.time_ns()
+        self._ticks = identity.start_ticks(os.getpid())
+        self._signals = process.Signals(*STOP_SIGNALS)
+        self._poll = select.poll()
+        self._poll.register(self._signals.fileno(), select.POLLIN)
+        if options.life_fd is not None:
+            self._poll.register(options.life_fd, select.POLLIN)
+
+    # ------------------------------------------------------------------------------------- loop
+
+    def run(self) -> int:
+        """Start the engine and keep it up until it is stopped; gives back the exit status."""
+        self._kill_leftovers()
+        self._save_record(False, ())
+        self._residence.enter()
+        self._step(s.Mounted(time.monotonic()))
+        while not self._exit:
+            timeout = None
+            if self._timer is not None:
+                timeout = max(0.0, self._timer - time.monotonic()) * 1000 + 1
+            for fd, _ in self._poll.poll(timeout):
+                self._take(fd)
+            if self._timer is not None and self._timer <= time.monotonic():
+                self._timer = None
+                self._step(v.Tick(time.monotonic()))
+        return self._machine.exit_status
+
+    def _step(self, event: Any) -> None:
+        """Take in an event, and carry out all that follows from it, in order."""
+        self._pending.extend(self._machine.step(event))
+        while self._pending:
+            follow_up = self._carry_out(self._pending.popleft())
+            if follow_up is not None:
+                self._pending.extend(self._machine.step(follow_up))
+
+    def _take(self, fd: int) -> None:
+        now = time.monotonic()
+        if fd == self._signals.fileno():
+            numbers = [number for number in self._signals.take() if number in STOP_SIGNALS]
+            if numbers:
+                self._log.info("signal", numbers=numbers)
+                self._step(s.StopAsked(True, now))
+            return
+        if fd == self._options.life_fd:
+            self._poll.unregister(fd)
+            self._log.info("the process that started the engine in the foreground is gone")
+            self._step(s.StopAsked(True, now))
+            return
+        for title, child in list(self._children.items()):
+            if fd == child.channel.fileno():
+                self._hear(title, child)
+                return
+            if fd == child.pidfd:
+                self._bury(title, child)
+                return
+
+    def _hear(self, title: str, child: Running) -> None:
+        messages = child.channel.receive()
+        if messages is None:
+            # Its death is told by the pidfd; until then the closed socket would wake us for ever.
+            self._poll.unregister(child.channel.fileno())
+            return
+        now = time.monotonic()
+        for message in messages:
+            if isinstance(message, m.ChildReady):
+                self._step(s.Ready(title, now))
+            elif isinstance(message, m.ChildFailed):
+                self._step(s.Failed(title, message.reason, message.remedy))
+            elif isinstance(message, m.StopRequested):
+                self._log.info("stop requested", force=message.force)
+                self._step(s.StopAsked(message.force, now))
+
+    def _bury(self, title: str, child: Running) -> None:
+        # What it said before it died comes first: it may be why.
+        self._hear_last(title, child)
+        status = child.popen.wait()
+        self._log.info("child exited", title=title, child=child.popen.pid, status=status)
+        self._poll.unregister(child.pidfd)
+        os.close(child.pidfd)
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(child.channel.fileno())
+        child.channel.close()
+        del self._children[title]
+        self._step(s.Exited(title, status, time.monotonic()))
+
+    def _hear_last(self, title: str, child: Running) -> None:
+        for message in child.channel.receive() or ():
+            if isinstance(message, m.ChildFailed):
+                self._step(s.Failed(title, message.reason, message.remedy))
+
+    # ----------------------------------------------------------------------------- instructions
+
+    def _carry_out(self, instruction: Any) -> Any:
+        """Carry out one instruction; gives back the event that it leads to at once, if any."""
+        kind = type(instruction)
+        if kind is s.Spawn:
+            return self._spawn(instruction.role)
+        if kind is s.Unmount:
+            clean = self._residence.leave(instruction.force)
+            return s.Unmounted(clean)
+        if kind is s.Tell:
+            child = self._children.get(instruction.title)
+            if child is not None:
+                child.channel.send(instruction.message)
+        elif kind is s.Kill:
+            child = self._children.get(instruction.title)
+            if child is not None:
+                self._log.warning("child does not leave and is killed", title=instruction.title)
+                child.popen.kill()
+        elif kind is s.SaveRecord:
+            self._save_record(instruction.ready, instruction.children)
+        elif kind is s.ReportReady:
+            self._log.info("ready", engine_id=self._engine_id, cpus=self._cpus)
+            self._announcement.tell(m.Done())
+        elif kind is s.ReportFailed:
+            self._log.error("start failed", reason=instruction.reason)
+            error = EngineFailed(instruction.reason, instruction.remedy)
+            self._announcement.tell(m.error_reply(error))
+        elif kind is v.SetTimer:
+            self._timer = instruction.at
+        elif kind is v.Exit:
+            self._exit = True
+        return None
+
+    def _spawn(self, role: s.Role) -> s.Spawned:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", f"nova_mp.workers.{role.module}", self._name]
+        command += ["--control-fd", str(theirs.fileno()), "--cpu", str(role.cpu)]
+        command += ["--engine-id", self._engine_id, "--started-ns", str(self._started_ns)]
+        command += ["--cpus", str(self._cpus), "--media", self._options.media]
+        if self._options.address:
+            command += ["--address", self._options.address]
+        with theirs:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log.fileno(),
+                stderr=self._log.fileno(),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                cwd="/",
+            )
+        ticks = identity.start_ticks(popen.pid)
+        child = Running(popen, process.Channel(ours), os.pidfd_open(popen.pid))
+        self._children[role.title] = child
+        self._poll.register(child.channel.fileno(), select.POLLIN)
+        self._poll.register(child.pidfd, select.POLLIN)
+        self._log.info("child started", title=role.title, child=popen.pid)
+        return s.Spawned(role.title, popen.pid, ticks, time.monotonic())
+
+    def _save_record(self, ready: bool, children: tuple[tuple[str, int, int], ...]) -> None:
+        record = config.EngineRecord(
+            name=self._name,
+            engine_id=self._engine_id,
+            pid=os.getpid(),
+            start_ticks=self._ticks,
+            started_ns=self._started_ns,
+            cpus=self._cpus,
+            media=self._options.media,
+            address=self._options.address,
+            ready=ready,
+            children=children,
+        )
+        config.write_engine_record(record)
+
+    def _kill_leftovers(self) -> None:
+        """End children of an engine whose supervisor was killed: two engines would fight."""
+        record = config.read_engine_record(self._name)
+        if record is not None:
+            left = [(pid, ticks) for _, pid, ticks in record.children]
+            if not identity.kill_and_wait(left):
+                raise EngineFailed(
+                    "processes of an earlier engine do not die", "see which with: nova-mp status"
+                )
+
+    def close(self) -> None:
+        """Remove what only a running engine has."""
+        for child in self._children.values():
+            child.popen.kill()
+            child.popen.wait()
+        self._residence.close()
+        remove_traces(self._name, self._cpus)
+
+
+def remove_traces(name: str, cpus: int) -> None:
+    """Remove the engine record and the sockets of a stopped engine; the log stays."""
+    folder = config.runtime_path(name)
+    names = ["engine.json", "coordinator.sock", "events.sock"]
+    for file in names + [f"worker-{cpu}.sock" for cpu in range(cpus)]:
+        (folder / file).unlink(missing_ok=True)
+
+
+def _rotate_log(folder: Path) -> None:
+    path = folder / "engine.log"
+    if path.exists() and path.stat().st_size > config.LOG_BYTES_MAX:
+        path.rename(folder / "engine.log.1")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m nova_mp.workers.supervisor",
+        description="The first process of an engine. To start an engine, use nova-mp start.",
+    )
+    parser.add_argument("name", help="arena")
+    parser.add_argument("--media", default="dram")
+    parser.add_argument("--address")
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--life-fd", type=int)
+    parser.add_argument("--daemon", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Body of the process."""
+    options = _parse()
+    if options.daemon and os.fork():
+        # The one who starts engines need not wait for this process: it becomes init's child.
+        os._exit(0)
+    identity.set_title("nova-supervisor")
+    announcement = Announcement(options.ready_fd)
+    try:
+        folder = config.make_runtime_path(options.name)
+        lock = Lock(options.name)
+    except (OSError, NovaError) as error:
+        announcement.tell(m.error_reply(error))
+        return 1
+    _rotate_log(folder)
+    supervisor = None
+    try:
+        supervisor = SupervisorProcess(options, announcement)
+        return supervisor.run()
+    except Exception as error:
+        EngineLog(options.name, "supervisor").failure("failed", error)
+        announcement.tell(m.error_reply(error))
+        return 1
+    finally:
+        if supervisor is not None:
+            supervisor.close()
+        lock.release()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
