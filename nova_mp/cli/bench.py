@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import click
 
 from nova_mp.cli import progress
 from nova_mp.cli.command import VerbGroup, verb
-from nova_mp.cli.report import OUTPUT_VERSION, Refused, Report
+from nova_mp.cli.output import Column, ListStyle, table
+from nova_mp.cli.report import Refused, Report
 
 
 @click.group("bench", cls=VerbGroup)
@@ -46,24 +46,33 @@ def run(
 ) -> dict[str, Any] | None:
     """Run a job file: load on an arena, and peers such as tmpfs in the same call."""
     report.as_json = json_path == "-"
+    out = None if report.as_json else json_path
     result: dict[str, Any] = {}
     with report.attempt(job):
         path = find_job(job)
+        _check_writable(out, html_path)
         from nova_mp.bench.run import run_job
 
-        show = progress.wanted(report.as_json)
-        with progress.step_bar("measuring", show) as update:
-            result = run_job(path, html=html_path, progress=update)
-        if json_path not in (None, "-"):
-            _write(Path(str(json_path)), result)
-    if result and not report.as_json:
-        from nova_mp.bench.report import format_text
+        with progress.step_bar("measuring", progress.wanted(report.as_json)) as update:
+            result = run_job(
+                path,
+                out=out,
+                html=html_path,
+                progress=lambda label, done, total: update(label, done / max(total, 1)),
+            )
+    if result:
+        report.say("\n".join(summary(result)))
+    for written in (out, html_path):
+        if result and written:
+            report.say(f"written: {written}")
+    return result
 
-        report.say(format_text(result))
-        for written in (json_path, html_path):
-            if written:
-                report.say(f"written: {written}")
-    return {"result": result}
+
+def _check_writable(*paths: str | None) -> None:
+    """Find out before the run, not after it, that a result cannot be written."""
+    for path in filter(None, paths):
+        with open(path, "a"):
+            pass
 
 
 def find_job(job: str) -> Path:
@@ -82,8 +91,72 @@ def find_job(job: str) -> Path:
     raise Refused("no such job file", f"those that come with the package: {', '.join(names)}")
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps({"output_version": OUTPUT_VERSION, **result}, indent=2) + "\n")
+def summary(result: dict[str, Any]) -> list[str]:
+    """A result as lines of text."""
+    if result["kind"] == "micro":
+        return _micro(result)
+    return _load(result)
+
+
+def _micro(result: dict[str, Any]) -> list[str]:
+    from nova_mp.bench import micro
+    from nova_mp.bench.units import show_ns
+
+    peer = result["peer"]["file_system"]
+    columns = [Column("CASE")]
+    columns += [Column(title, number=True) for title in ("NOVA_MP", peer, "RATIO", "QUARTILES")]
+    rows = [
+        (
+            case["name"],
+            show_ns(case["nova_mp_ns"]),
+            show_ns(case["peer_ns"]),
+            f"{case['ratio']:.2f}",
+            f"{case['ratio_low']:.2f} to {case['ratio_high']:.2f}",
+        )
+        for case in result["cases"]
+    ]
+    lines = table(columns, rows, ListStyle()) if rows else []
+    targets = micro.targets(result)
+    if targets:
+        columns = [Column("TARGET"), Column("MEASURED", True), Column("WANTED", True)]
+        columns += [Column("UNIT"), Column("")]
+        rows = [
+            (
+                row["name"],
+                f"{row['value']:,.4g}",
+                f"{row['target']:,.4g}",
+                row["unit"],
+                "met" if row["met"] else "missed",
+            )
+            for row in targets
+        ]
+        lines += ["", *table(columns, rows, ListStyle())]
+    return lines
+
+
+def _load(result: dict[str, Any]) -> list[str]:
+    from nova_mp.bench.units import show_bytes, show_ns, show_rate
+
+    titles = ("OPERATIONS", "DATA", "SERVICE P50", "P99", "P99.9", "RESPONSE P99", "RATIO")
+    columns = [Column("CLIENTS"), *(Column(title, number=True) for title in titles)]
+    rows = []
+    for subject in (result, *result["peers"]):
+        for group in (*subject["groups"], {"name": "total", **subject["total"]}):
+            service, response = group["latency"]["service"], group["latency"]["response"]
+            ratio = subject.get("ratio", {}).get("throughput") if group["name"] == "total" else None
+            rows.append(
+                (
+                    f"{subject['subject']}: {group['name']}",
+                    show_rate(group["operations_per_second"]),
+                    f"{show_bytes(group['bytes_per_second'])}/s",
+                    show_ns(service["p50"]),
+                    show_ns(service["p99"]),
+                    show_ns(service["p99_9"]),
+                    show_ns(response["p99"]),
+                    f"{ratio:.2f}" if ratio else "",
+                )
+            )
+    return table(columns, rows, ListStyle())
 
 
 command.add_command(run)
