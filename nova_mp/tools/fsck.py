@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from nova_mp.tools.blocks import DATA, HELD, LOG, ORPHAN, RESERVE, TABLE, Blocks
 from nova_mp.tools.findings import CODES, Finding, Report, format_report
+from nova_mp.tools.frozen import FrozenImage
 from nova_mp.tools.image import (
     BLOCK_BYTES,
     DTYPES,
@@ -108,7 +110,7 @@ class Checker:
             report.error("FSCK-104", f"version {self.super['version']}", "superblock")
             return False
         self.clean = bool(valid) and self.super["mount_state"] == K["MOUNT_CLEAN"]
-        self.clean = self.clean and not image.live
+        self.clean = self.clean and not (image.live or image.frozen)
         if not valid:
             report.error("FSCK-102", "neither copy matches its checksum", "superblock")
         elif len(valid) < len(copies):
@@ -265,6 +267,13 @@ class Checker:
 
     # -- sums
 
+    def _state(self) -> str:
+        if self.image.live:
+            return "mounted"
+        if self.image.frozen:
+            return "frozen"
+        return "clean" if self.clean else "crashed"
+
     def _statistics(self, redone: int) -> None:
         image, states = self.image, self.states.values()
         types = Counter(
@@ -283,7 +292,7 @@ class Checker:
                 "name": image.name,
                 "size_bytes": image.blocks * BLOCK_BYTES,
                 "epoch_id": self.super["epoch_id"],
-                "state": "mounted" if image.live else "clean" if self.clean else "crashed",
+                "state": self._state(),
                 "journals_redone": redone,
             },
             "inodes": {
@@ -298,19 +307,29 @@ class Checker:
 
 
 def check(
-    source: Source, *, progress: Progress | None = None, free_blocks: int | None = None
+    source: Source,
+    *,
+    progress: Progress | None = None,
+    free_blocks: int | None = None,
+    frozen: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> Report:
     """Check an arena: `source` is its name, the path of an image, or a buffer with its bytes.
 
     The arena may be clean, crashed (committed journals are redone in memory only) or mounted. A
     mounted arena changes while it is read, so what looks wrong is looked at again, and only what
-    stays is reported; freeze the file system to be certain. `free_blocks`, if given, is what the
-    engine counts as free, to be compared with what the logs leave.
+    stays is reported. To be certain, give `frozen`, which makes a context manager that keeps the
+    file system still (`FileSystem.frozen`): its structures are then copied while it is held, which
+    takes a tenth of the time of the check. `free_blocks`, if given, is what the engine counts as
+    free, to be compared with what the logs leave.
 
     Raises FileNotFoundError if there is no such arena or file, and nothing for its contents.
     """
     try:
         with open_image(source) as image:
+            if frozen is not None and image.live:
+                with frozen():
+                    copy = FrozenImage(image)
+                return _check_image(copy, progress, free_blocks)
             return _check_image(image, progress, free_blocks)
     except ImageError as error:
         report = Report()

@@ -157,13 +157,15 @@ class Superblock:
 class Image:
     """A read-only arena image with virtually redone journals.
 
-    `blocks` is the number of whole blocks; `live` says that an engine may be changing the image.
+    `blocks` is the number of whole blocks; `live` says that an engine may be changing the image,
+    `frozen` that it was copied from a mounted arena while that was frozen.
     """
 
     def __init__(self, buffer: Any, *, name: str = "", live: bool = False) -> None:
         self._view = memoryview(buffer).cast("B").toreadonly()
         self.name = name
         self.live = live
+        self.frozen = False
         self.size_bytes = len(self._view)
         self.blocks = self.size_bytes // BLOCK_BYTES
         self._overlay: dict[int, bytearray] = {}
@@ -182,6 +184,10 @@ class Image:
             raise ImageError(f"block {nr} is outside the arena of {self.blocks} blocks")
         if nr in self._overlay:
             return bytes(self._overlay[nr])
+        return self.stored(nr)
+
+    def stored(self, nr: int) -> bytes:
+        """Contents of block `nr` on the medium itself."""
         return bytes(self._view[nr * BLOCK_BYTES : (nr + 1) * BLOCK_BYTES])
 
     def word(self, offset: int) -> int:

@@ -17,6 +17,7 @@ from t0_layout.damages import (
 
 from nova_mp.tools import image, logs
 from nova_mp.tools.findings import CODES
+from nova_mp.tools.frozen import FrozenImage
 from nova_mp.tools.fsck import Checker, check
 
 DIRTY = K["MOUNT_DIRTY"]
@@ -122,3 +123,15 @@ def test_stores_through_a_mapping_keep_the_old_contents() -> None:
     assert not checker.report.counts
     assert checker.blocks.describe(preserved) == f"a snapshot's view of inode {ino}"
     assert checker.blocks.describe(live) == f"the data of inode {ino}"
+
+
+def test_frozen_copy_is_checked_like_the_arena() -> None:
+    sample = Sample()
+    sample.finish(state=DIRTY)
+    whole = check(sample.data)
+    copy = FrozenImage(image.Image(sample.data, name="running", live=True))
+    sample.data[:] = bytes(len(sample.data))  # the copy does not depend on the arena any more
+    report = Checker(copy).run()
+    assert report.ok and not report.notes
+    assert report.statistics["blocks"] == whole.statistics["blocks"]
+    assert report.statistics["arena"]["state"] == "frozen"
