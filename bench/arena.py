@@ -55,16 +55,7 @@ def temporary_arena(spec: ArenaSpec, purpose: str, *, start: bool = True) -> Ite
         yield arena
     finally:
         # What went wrong in the body matters more than an engine that will not stop politely;
-        # destroying the arena takes it down in any case.
+        # destroying by force takes it down in any case.
         with suppress(NovaError, OSError):
             arena.stop()
-        destroy(arena.name)
-
-
-def destroy(name: str) -> None:
-    """Remove an arena, crashing an engine that still runs."""
-    try:
-        nova_mp.destroy(name)
-    except NovaError:
-        nova_mp.crash(name)
-        nova_mp.destroy(name)
+        nova_mp.destroy(arena.name, force=True)

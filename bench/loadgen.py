@@ -68,8 +68,7 @@ def run_load(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     peers = []
     for subject in subjects[1:]:
         found = subject.result(job)
-        found["ratio"] = _ratio(first["total"], found["total"])
-        peers.append(found)
+        peers.append(found | _ratios(first["total"], found["total"]))
     return {
         "output_version": OUTPUT_VERSION, "kind": "load", "name": job.name, "job": job.tables,
         "environment": environment, **first, "peers": peers, "snapshots": snapshots_result,
@@ -175,13 +174,13 @@ def _merged(packed: Any) -> Histogram:
     return merge(Histogram.unpack(one) for one in packed)
 
 
-def _ratio(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float | None]:
+def _ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float | None]:
     """nova_mp's throughput over the peer's, and the peer's median latency over nova_mp's."""
     rate = peer["operations_per_second"]
     median = ours["latency"]["service"]["p50"]
     return {
-        "throughput": ours["operations_per_second"] / rate if rate else None,
-        "p50": peer["latency"]["service"]["p50"] / median if median else None,
+        "ratio": ours["operations_per_second"] / rate if rate else None,
+        "ratio_p50": peer["latency"]["service"]["p50"] / median if median else None,
     }
 
 
