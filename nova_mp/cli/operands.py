@@ -167,6 +167,7 @@ class Arenas:
         import nova_mp
 
         assert operand.arena is not None
+        fs: FileSystem
         key = (operand.arena, operand.snapshot)
         if key not in self._open:
             if operand.snapshot is None:

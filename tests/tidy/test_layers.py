@@ -25,7 +25,7 @@ CORE_LEVELS = [
     {"sync"},
     {"alloc"},
     {"log"},
-    {"snapshot", "journal", "index"},
+    {"snapshot", "journal", "index", "dir"},
     {"inode"},
     {"file", "namei", "mapping"},
     {"reclaim"},
