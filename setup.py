@@ -146,12 +146,12 @@ def link_outside_packages() -> None:
 def packages() -> dict[str, str]:
     """The packages of the tree as {dotted name: folder}."""
     found = {"nova_mp": "nova_mp"}
-    for init in sorted((ROOT / "nova_mp").glob("*/__init__.py")):
-        if not init.parent.is_symlink():
-            found[f"nova_mp.{init.parent.name}"] = f"nova_mp/{init.parent.name}"
-    for name, folder in OUTSIDE.items():
-        if (ROOT / folder).is_dir():
-            found[f"nova_mp.{name}"] = folder
+    for folder in sorted((ROOT / "nova_mp").iterdir()):
+        if not folder.is_symlink() and any(folder.glob("*.py")):
+            found[f"nova_mp.{folder.name}"] = f"nova_mp/{folder.name}"
+    for name, outside in OUTSIDE.items():
+        if (ROOT / outside).is_dir():
+            found[f"nova_mp.{name}"] = outside
     return found
 
 
