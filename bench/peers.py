@@ -75,8 +75,12 @@ class DirectoryFileSystem:
 
     def open(self, path: str, mode: str = "rb") -> DirectoryFile:
         """Open with one of Python's binary modes. Raises OSError as `os.open`."""
+        return self.os_open(path, _FLAGS[mode])
+
+    def os_open(self, path: str, flags: int, mode: int = 0o666) -> DirectoryFile:
+        """Open with flags of `os.open`."""
         real = self.real(path)
-        return DirectoryFile(os.open(real, _FLAGS[mode] | os.O_CLOEXEC, 0o666), real)
+        return DirectoryFile(os.open(real, flags | os.O_CLOEXEC, mode), real)
 
     def mkdir(self, path: str, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a directory, with its parents if asked."""
@@ -109,6 +113,11 @@ class DirectoryFileSystem:
         """A whole file."""
         with open(self.real(path), "rb", buffering=0) as file:
             return file.readall()
+
+    def write_bytes(self, path: str, data: bytes) -> int:
+        """Replace a whole file."""
+        with open(self.real(path), "wb", buffering=0) as file:
+            return file.write(data)
 
     def walk(self, top: str = "/") -> Iterator[tuple[str, list[str], list[str]]]:
         """As `os.walk`, with paths of this tree."""
