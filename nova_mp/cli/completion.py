@@ -76,7 +76,6 @@ def install() -> None:
 @verb(
     "completion",
     "print the completion script for",
-    json_option=False,
     examples="""
         eval "$(nova-mp completion bash)"         in ~/.bashrc
         eval "$(nova-mp completion zsh)"          in ~/.zshrc, after compinit
@@ -84,7 +83,7 @@ def install() -> None:
     """,
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def command(report: Report, shell: str) -> None:
+def command(report: Report, shell: str) -> dict[str, Any]:
     """Print a shell's completion script.
 
     It completes commands, options, names of arenas, and paths in arenas that run.
@@ -94,4 +93,6 @@ def command(report: Report, shell: str) -> None:
     install()
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(program, {}, "nova-mp", COMPLETE_VARIABLE).source(), nl=False)
+    script = kind(program, {}, "nova-mp", COMPLETE_VARIABLE).source()
+    report.say(script.rstrip("\n"))
+    return {"shell": shell, "script": script}

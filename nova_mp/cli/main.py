@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from nova_mp.cli import report
+from nova_mp.errors import NovaError
 from nova_mp.version import __version__
 
 # Each verb with the first sentence of its help, by what it is about. A test compares them.
@@ -148,21 +149,35 @@ def main(args: list[str]) -> int:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
         return report.USAGE
     except click.UsageError as error:
-        click.echo(f"nova-mp: {_sentence(error.format_message())}", err=True)
         path = error.ctx.command_path if error.ctx else "nova-mp"
-        hint = getattr(error, "hint", f"see: {path} --help")
-        click.echo(f"  hint: {hint}", err=True)
-        return report.USAGE
-    except click.ClickException as error:
-        click.echo(f"nova-mp: {_sentence(error.format_message())}", err=True)
-        return report.FAILED
+        return _usage(args, path, error)
     except (click.Abort, KeyboardInterrupt):
         click.echo("nova-mp: interrupted", err=True)
         return report.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python must not find that out again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        _drop_output()
         return report.DONE
+    except (OSError, NovaError) as error:
+        # Mostly output that cannot be written; what concerns an operand is told by its verb.
+        _drop_output()
+        problem = report.problem_of(error, "run", "nova-mp " + " ".join(args[:1]))
+        click.echo(problem.text(), err=True)
+        return problem.exit_code
+
+
+def _usage(args: list[str], path: str, error: click.UsageError) -> int:
+    reason = _sentence(error.format_message())
+    hint = getattr(error, "hint", f"see: {path} --help")
+    click.echo(f"nova-mp: {reason}\n  hint: {hint}", err=True)
+    outcome = report.Report(path.partition(" ")[2], "run", as_json="--json" in args)
+    outcome.problems.append(report.Problem("run", " ".join(args), reason, hint, report.USAGE))
+    return outcome.finish()
+
+
+def _drop_output() -> None:
+    # Or Python would try to write the rest at exit, and complain again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(message: str) -> str:

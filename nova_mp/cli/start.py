@@ -50,14 +50,12 @@ def command(
     if foreground:
         from nova_mp.cluster.launcher import run_foreground
 
-        if report.as_json:
-            raise click.UsageError("--json and --foreground do not go together")
         report.say(f"starting {name}; Ctrl-C stops it")
         status = run_foreground(name, media=media, address=address)
         if status:
             raise Refused(f"its engine ended with status {status}", "see its engine.log")
         report.say(f"{name} has stopped, clean")
-        return {}
+        return {"name": name}
     with progress.spinner(f"starting {name}", progress.wanted(report.as_json)):
         engine = nova_mp.start(name, media=media, address=address)
         found = engine.status()

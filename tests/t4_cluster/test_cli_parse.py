@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -99,8 +100,7 @@ def test_help_of_every_verb(
     assert isinstance(verb, Verb)
     assert verb.examples and "Examples:" in out
     assert max(map(len, out.splitlines())) <= 100
-    if name != "completion":
-        assert "--json" in out
+    assert "--json" in out
     for option in verb.params:
         assert not isinstance(option, click.Option) or option.help, f"{option.name} has no help"
 
@@ -150,6 +150,21 @@ def test_usage_errors(
     assert "\n  hint: " in err
     for word in words:
         assert word in err
+
+
+def test_usage_errors_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "ls", "--json", "demo:x")
+    value = json.loads(out)
+    assert (code, value["exit_code"], value["output_version"]) == (2, 2, 1)
+    assert "begin with a slash" in value["errors"][0]["reason"]
+    assert "begin with a slash" in err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "completion", shell)
+    assert code == 0
+    assert f"_NOVA_MP_COMPLETE={shell}_complete" in out
 
 
 @pytest.mark.parametrize(
@@ -232,3 +247,12 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         command = [sys.executable, "-m", "nova_mp.cli.main", "--help"]
         done = subprocess.run(command, check=False, stdout=pipe, stderr=subprocess.PIPE, text=True)
     assert done.stderr == ""
+
+
+def test_output_that_cannot_be_written() -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "nova_mp.cli.main", "--help"]
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 5
+    assert "no space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
