@@ -198,7 +198,7 @@ def _rename_twice(rename: Callable[[str, str], None], source: str, target: str) 
 @contextmanager
 def scratch_directory(parent: str) -> Iterator[str]:
     """A directory of our own under ``parent``, removed with all it holds."""
-    path = tempfile.mkdtemp(prefix="nova_mp-peer-", dir=parent)
+    path = tempfile.mkdtemp(prefix=f"nova_mp-peer-{os.getpid()}-", dir=parent)
     try:
         yield path
     finally:
