@@ -1,0 +1,123 @@
+"""A worker's decisions: sessions, requests that come twice, the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nova_mp.cluster import vocabulary as v
+from nova_mp.cluster import worker as w
+from nova_mp.errors import ProtocolError
+from nova_mp.protocol import fileops
+from nova_mp.protocol import messages as m
+from nova_mp.protocol.codec import request_id
+
+GREETING = m.HelloReply("a", "engine", "0", 1, 0, "dram", "c", "e", ("w",))
+PEER = b"peer"
+
+
+def ident(number: int) -> bytes:
+    return request_id(b"c" * 16, number)
+
+
+class Driver:
+    """A worker machine with its process played by the test; validates after every event."""
+
+    def __init__(self) -> None:
+        self.worker = w.Worker(GREETING, "here")
+
+    def step(self, event: Any) -> list[Any]:
+        out = self.worker.step(event)
+        self.worker.validate_all()
+        return out
+
+    def ask(self, message: Any, number: int = 1, now: float = 0.0, peer: bytes = PEER) -> Any:
+        return self.step(v.Request(peer, ident(number), message, now))
+
+    def hello(self, pid: int = 0, peer: bytes = PEER, now: float = 0.0) -> list[Any]:
+        return self.ask(m.Hello("0", "here" if pid else "", pid), 1, now, peer)
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def test_hello_opens_a_session(driver: Driver) -> None:
+    assert driver.hello() == [v.Send(PEER, ident(1), GREETING)]
+    assert driver.ask(m.Ping()) == [v.Send(PEER, ident(1), m.Pong("engine"))]
+
+
+@pytest.mark.parametrize("message", [m.Ping(), fileops.Unlink(b"/x"), m.Bye()])
+def test_an_unknown_session_is_told_so(driver: Driver, message: Any) -> None:
+    (send,) = driver.ask(message)
+    assert send.message.kind == "SessionUnknown"
+
+
+def test_a_change_sent_twice_is_done_once(driver: Driver) -> None:
+    driver.hello()
+    (run,) = driver.ask(fileops.Unlink(b"/x"), 5)
+    assert isinstance(run, v.RunFileOp)
+    assert driver.ask(fileops.Unlink(b"/x"), 5) == [], "it runs already"
+    answer = v.Answered(PEER, ident(5), m.Done(), (), run.keep)
+    assert driver.step(answer) == [v.Send(PEER, ident(5), m.Done())]
+    assert driver.ask(fileops.Unlink(b"/x"), 5) == [v.Send(PEER, ident(5), m.Done())]
+
+
+def test_a_question_sent_twice_is_asked_twice(driver: Driver) -> None:
+    driver.hello()
+    (run,) = driver.ask(fileops.Stat(b"/x"), 5)
+    driver.step(v.Answered(PEER, ident(5), m.Done(), (), run.keep))
+    (again,) = driver.ask(fileops.Stat(b"/x"), 5)
+    assert isinstance(again, v.RunFileOp)
+
+
+def test_old_replies_are_forgotten(driver: Driver) -> None:
+    driver.hello()
+    for number in range(w.REPLIES_REMEMBERED + 1):
+        (run,) = driver.ask(fileops.Unlink(b"/x"), number)
+        driver.step(v.Answered(PEER, ident(number), m.Done(), (), run.keep))
+    assert isinstance(driver.ask(fileops.Unlink(b"/x"), 0)[0], v.RunFileOp)
+    assert isinstance(driver.ask(fileops.Unlink(b"/x"), 2)[0], v.Send)
+
+
+def test_a_process_is_watched_while_it_has_sessions(driver: Driver) -> None:
+    assert v.Watch(42) in driver.hello(42, b"one")
+    assert v.Watch(42) not in driver.hello(42, b"two")
+    assert driver.ask(m.Bye(), 2, peer=b"one") == [v.DropSession(b"one")]
+    assert driver.ask(m.Bye(), 2, peer=b"two") == [v.DropSession(b"two"), v.Unwatch(42)]
+
+
+def test_sessions_end_with_their_process(driver: Driver) -> None:
+    driver.hello(42, b"one")
+    driver.hello(42, b"two")
+    driver.hello(43, b"other")
+    out = driver.step(v.HolderDied(42, 0.0))
+    assert [i.peer for i in out if isinstance(i, v.DropSession)] == [b"one", b"two"]
+    assert driver.ask(m.Ping(), peer=b"other")[0].message == m.Pong("engine")
+
+
+def test_a_silent_session_of_another_machine_ends(driver: Driver) -> None:
+    driver.hello(peer=b"silent")
+    driver.hello(peer=b"talks")
+    driver.hello(42, b"watched")
+    late = w.SESSION_IDLE_S + 1
+    driver.ask(m.Ping(), now=late, peer=b"talks")
+    assert driver.step(v.Tick(late)) == [v.DropSession(b"silent")]
+
+
+def test_malformed_requests_harm_nobody(driver: Driver) -> None:
+    driver.hello()
+    (send,) = driver.step(v.Malformed(b"evil", b"", ProtocolError("rubbish")))
+    assert send.message.kind == "ProtocolError"
+    assert driver.ask(m.SnapshotCreate())[0].message.kind == "ProtocolError"
+    assert driver.ask(m.Ping())[0].message == m.Pong("engine")
+    assert driver.worker.malformed == 1
+
+
+def test_quit_answers_what_has_arrived_and_closes_sessions(driver: Driver) -> None:
+    driver.hello(42)
+    driver.step(v.QuitAsked(0.0))
+    assert isinstance(driver.ask(fileops.Stat(b"/x"), 2)[0], v.RunFileOp)
+    assert driver.step(v.Drained()) == [v.DropSession(PEER), v.Unwatch(42), v.Exit()]
