@@ -257,7 +257,8 @@ class Channel:
             self._probed(exchange.sequence, reply)
             return
         if _session_unknown(reply):
-            self._session_lost(exchange)
+            # If it was sent once, then to the worker that refused it: it was not carried out.
+            self._session_lost(exchange, refused=exchange.times_sent == 1)
             return
         self._remove(exchange)
         exchange.finish(reply, envelope.payload)
@@ -295,19 +296,19 @@ class Channel:
                 self._transmit(exchange)
             return
         for exchange in lost:
-            self._session_lost(exchange)
+            self._session_lost(exchange, refused=False)
 
-    def _session_lost(self, exchange: Exchange) -> None:
-        """The worker is another process than the one that was sent `exchange` at first."""
+    def _session_lost(self, exchange: Exchange, refused: bool) -> None:
+        """The worker does not know us; unless it `refused` it, another one may have done it."""
         message = exchange.message
         if isinstance(message, Hello):
-            self._remove(exchange)
-            exchange.fail(self._gone())
+            # The greeting itself was lost.
+            self._transmit(exchange)
         elif _bound(message):
             # What the handle stood for went away with the worker that had it.
             self._remove(exchange)
             exchange.fail(OSError(errno.ESTALE, os.strerror(errno.ESTALE)))
-        elif exchange.times_sent > 1 and type(message) not in fileops.RETRYABLE:
+        elif not refused and type(message) not in fileops.RETRYABLE:
             self._remove(exchange)
             exchange.fail(
                 EngineNotRunning(

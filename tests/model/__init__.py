@@ -1,0 +1,1 @@
+"""What tests compare the file system with."""
