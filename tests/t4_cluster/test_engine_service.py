@@ -1,0 +1,317 @@
+"""A running engine: restarts, requests, events, freezes, malformed messages, idleness."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+import zmq
+from t4_cluster.cluster_help import attached, eventually, kill, processes
+
+import nova_mp
+from nova_mp import config
+from nova_mp.client.control import ControlClient
+from nova_mp.core import segment
+from nova_mp.protocol import codec
+from nova_mp.protocol import messages as m
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def engine(arena_prefix: str) -> Iterator[nova_mp.Engine]:
+    """One engine of two CPUs for the tests that leave it as they found it."""
+    name = f"{arena_prefix}serves"
+    nova_mp.mkfs(name, "64MiB", cpus=2)
+    yield nova_mp.start(name)
+    nova_mp.stop(name)
+    nova_mp.destroy(name)
+
+
+@pytest.fixture
+def control(engine: nova_mp.Engine) -> Iterator[ControlClient]:
+    with ControlClient(engine.name, timeout=10.0) as client:
+        yield client
+
+
+class Raw:
+    """A DEALER socket that sends whatever it is told to."""
+
+    def __init__(self, address: str) -> None:
+        self.socket: Any = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(address)
+
+    def exchange(self, frames: list[Any]) -> Any:
+        self.socket.send_multipart(frames)
+        return self.reply()
+
+    def reply(self, timeout_s: float = 10.0) -> Any:
+        assert self.socket.poll(int(timeout_s * 1000)), "no reply"
+        return codec.decode(self.socket.recv_multipart()).message
+
+    def silent(self, for_s: float) -> bool:
+        return not self.socket.poll(int(for_s * 1000))
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.socket.close()
+
+
+def snapshots(fs: Any) -> list[int]:
+    return [snapshot.epoch_id for snapshot in fs.snapshots.list()]
+
+
+def restarted(name: str, title: str, before: int) -> bool:
+    """Whether `title` is another process than `before`, and in service."""
+    rows = nova_mp.status(name).get("processes", ())
+    return any(
+        row["title"] == title and row["pid"] not in (0, before) and row["state"] == "ready"
+        for row in rows
+    )
+
+
+@pytest.mark.parametrize("title", ["worker-1", "coordinator", "cleaner"])
+def test_a_killed_child_is_started_again(engine: nova_mp.Engine, title: str) -> None:
+    before = processes(engine.name)[title]
+    kill(before)
+    eventually(f"{title} comes back", lambda: restarted(engine.name, title, before))
+    with nova_mp.connect(engine.name, cpu=1) as fs:
+        fs.write_bytes("/back", title.encode())
+        snapshot = fs.snapshots.create()
+        fs.snapshots.delete(snapshot.epoch_id)
+        fs.snapshots.wait(10.0)
+        assert fs.read_bytes("/back") == title.encode()
+
+
+def test_a_request_sent_twice_is_done_once(engine: nova_mp.Engine) -> None:
+    with Raw(engine.address) as raw, nova_mp.attach(engine.name) as fs:
+        before = snapshots(fs)
+        frames = codec.encode(m.SnapshotCreate("twice"), codec.request_id(b"r" * 16, 1))
+        first, second = raw.exchange(frames), raw.exchange(frames)
+        assert isinstance(first, m.SnapshotCreated)
+        assert second == first
+        assert snapshots(fs) == [*before, first.epoch_id]
+        fs.snapshots.delete("twice")
+
+
+@pytest.mark.parametrize("place", ["coordinator", "worker"])
+def test_malformed_messages_harm_nobody(engine: nova_mp.Engine, place: str) -> None:
+    address = engine.address if place == "coordinator" else engine.worker_addresses[0]
+    ident = codec.request_id(b"e" * 16, 1)
+    half = codec.encode(m.SnapshotCreate("x"), ident)[0][:-3]
+    wrong = codec.encode(m.Quit(), ident)
+    with Raw(address) as raw:
+        for frames in ([b""], [b"rubbish"], [half], [b"", b"", b""], [os.urandom(5000)]):
+            assert raw.exchange(frames).kind in ("ProtocolError", "VersionMismatch")
+        assert isinstance(raw.exchange(wrong), m.ErrorReply)
+        hello = codec.encode(m.Hello("0"), codec.request_id(b"e" * 16, 2))
+        assert isinstance(raw.exchange(hello), m.HelloReply)
+
+
+def test_a_message_too_large_ends_the_connection_only(engine: nova_mp.Engine) -> None:
+    with Raw(engine.address) as raw:
+        raw.socket.send_multipart([bytes(2 << 20)])
+        assert raw.silent(0.3)
+    with ControlClient(engine.name) as control:
+        assert control.hello().arena == engine.name
+
+
+def test_hello_tells_where_everything_is(control: ControlClient, engine: nova_mp.Engine) -> None:
+    hello = control.hello()
+    assert hello.arena == engine.name
+    assert hello.workers == engine.worker_addresses
+    assert hello.cpus == 2
+    assert hello.package_version == nova_mp.__version__
+
+
+def test_snapshot_errors_come_back_as_they_are(control: ControlClient) -> None:
+    epoch_id = control.snapshot_create("named")
+    with pytest.raises(FileExistsError):
+        control.snapshot_create("named")
+    control.snapshot_delete(epoch_id)
+    with pytest.raises(nova_mp.NoSuchSnapshot):
+        control.snapshot_delete(epoch_id)
+    control.snapshot_wait(10.0)
+    assert control.status().reclaim_left == 0
+
+
+def test_an_open_snapshot_is_not_deleted(engine: nova_mp.Engine) -> None:
+    with nova_mp.attach(engine.name) as fs:
+        fs.write_bytes("/open", b"then")
+        snapshot = fs.snapshots.create()
+        with fs.snapshots.open(snapshot.epoch_id) as view:
+            fs.write_bytes("/open", b"now")
+            with pytest.raises(OSError, match="busy"):
+                fs.snapshots.delete(snapshot.epoch_id)
+            assert view.read_bytes("/open") == b"then"
+        fs.snapshots.delete(snapshot.epoch_id)
+
+
+def test_freeze_holds_operations_back(control: ControlClient, engine: nova_mp.Engine) -> None:
+    with attached(engine.name) as other:
+        control.freeze(5.0)
+        assert control.status().state == "frozen"
+        other.say("fs.write_bytes('/cold', b'x')")
+        with pytest.raises(nova_mp.Frozen):
+            control.freeze(5.0)
+        with nova_mp.attach(engine.name) as fs:
+            assert not fs.exists("/cold")
+            control.unfreeze()
+            assert other.hear() == "1"
+            assert fs.read_bytes("/cold") == b"x"
+        other.end()
+    with pytest.raises(OSError, match="Invalid argument"):
+        control.unfreeze()
+
+
+def thawed(control: ControlClient) -> bool:
+    return control.status().state == "serving"
+
+
+def test_a_freeze_ends_with_its_lease(control: ControlClient) -> None:
+    control.freeze(5.0, lease=0.3)
+    eventually("it thaws", lambda: thawed(control), 3.0)
+
+
+def test_a_freeze_ends_with_its_holder(control: ControlClient, engine: nova_mp.Engine) -> None:
+    with attached(engine.name) as other:
+        other.say("fs.freeze(60.0)")
+        assert other.hear() == "None"
+        assert control.status().freeze_holder == other.pid
+        kill(other.pid)
+        eventually("it thaws", lambda: thawed(control), 3.0)
+
+
+def test_a_freeze_ends_with_its_coordinator(control: ControlClient, engine: nova_mp.Engine) -> None:
+    control.freeze(60.0)
+    before = processes(engine.name)["coordinator"]
+    kill(before)
+    eventually("it comes back", lambda: restarted(engine.name, "coordinator", before))
+    eventually("it thaws", lambda: thawed(control), 3.0)
+
+
+def test_a_snapshot_that_waits_for_a_thaw_gives_up_in_time(control: ControlClient) -> None:
+    control.freeze(20.0)
+    count = len(control.status().slots)
+    with pytest.raises(nova_mp.Timeout):
+        control.snapshot_create("late", timeout=0.3)
+    control.unfreeze()
+    with pytest.raises(nova_mp.NoSuchSnapshot):
+        control.snapshot_delete(10**9)
+    assert len(control.status().slots) == count
+
+
+def test_a_dead_client_gives_back_its_slot(engine: nova_mp.Engine, control: ControlClient) -> None:
+    def pids() -> set[int]:
+        return {slot["pid"] for slot in control.status().slots}
+
+    with attached(engine.name) as other:
+        assert other.pid in pids()
+        kill(other.pid)
+        other.popen.wait()
+        eventually("its slot is free", lambda: other.pid not in pids(), 3.0)
+
+
+def test_events_are_published(engine: nova_mp.Engine, control: ControlClient) -> None:
+    with closing(zmq.Context.instance().socket(zmq.SUB)) as subscriber:
+        subscriber.setsockopt(zmq.LINGER, 0)
+        subscriber.setsockopt(zmq.SUBSCRIBE, b"")
+        subscriber.connect(config.endpoints(engine.name, engine.cpus).events)
+
+        def event() -> Any:
+            assert subscriber.poll(5000), "no event"
+            return codec.decode(subscriber.recv_multipart()[1:]).message
+
+        # A new subscriber hears the current state, so it misses nothing.
+        current = event()
+        assert isinstance(current, m.EpochEvent)
+        epoch_id = control.snapshot_create("heard")
+        assert epoch_id == current.epoch_id
+        assert event() == m.SnapshotCreated(epoch_id, "heard")
+        assert event().epoch_id == epoch_id + 1
+        control.snapshot_delete(epoch_id)
+        assert event() == m.SnapshotDeleted(epoch_id, current.deletions + 1)
+
+
+def cpu_seconds(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as stream:
+        fields = stream.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_an_idle_engine_is_idle(engine: nova_mp.Engine, control: ControlClient) -> None:
+    control.snapshot_wait(10.0)
+    pids = processes(engine.name)
+    time.sleep(0.5)
+    before = {title: cpu_seconds(pid) for title, pid in pids.items()}
+    time.sleep(2.0)
+    used = {title: cpu_seconds(pid) - before[title] for title, pid in pids.items()}
+    assert sum(used.values()) <= 0.1, f"CPU seconds in 2 s: {used}"
+
+
+def test_processes_are_named(engine: nova_mp.Engine) -> None:
+    names = {}
+    for title, pid in processes(engine.name).items():
+        with open(f"/proc/{pid}/comm") as stream:
+            names[title] = stream.read().strip()
+    assert names == {
+        "supervisor": "nova-supervisor",
+        "coordinator": "nova-coord",
+        "worker-0": "nova-worker-0",
+        "worker-1": "nova-worker-1",
+        "cleaner": "nova-cleaner",
+    }
+
+
+def test_the_log_is_one_object_a_line(engine: nova_mp.Engine) -> None:
+    lines = (config.runtime_path(engine.name) / "engine.log").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert all({"time", "level", "process", "pid", "event"} <= entry.keys() for entry in entries)
+    assert {"mounted", "ready", "serving"} <= {entry["event"] for entry in entries}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", entries[0]["time"])
+
+
+def test_whoever_waits_for_a_dead_engine_hears_of_it_at_once(arena_prefix: str) -> None:
+    name = f"{arena_prefix}dies{next(_numbers)}"
+    nova_mp.mkfs(name, "32MiB", cpus=1)
+    nova_mp.start(name)
+    try:
+        with ControlClient(name, timeout=60.0) as control:
+            kill(processes(name)["coordinator"], signal.SIGSTOP)
+            timer = threading.Timer(0.5, nova_mp.crash, [name])
+            timer.start()
+            begin = time.monotonic()
+            with pytest.raises(nova_mp.EngineNotRunning):
+                control.hello()
+            assert time.monotonic() - begin < 10.0
+            timer.join()
+    finally:
+        nova_mp.destroy(name, force=True)
+
+
+def test_an_engine_can_be_reached_by_tcp(arena_prefix: str) -> None:
+    name = f"{arena_prefix}tcp{next(_numbers)}"
+    nova_mp.mkfs(name, "32MiB", cpus=1)
+    try:
+        address = f"tcp://127.0.0.1:{20_000 + os.getpid() % 20_000}"
+        with nova_mp.start(name, address=address) as engine:
+            assert engine.address == address
+            with nova_mp.connect(address) as fs:
+                fs.write_bytes("/far", b"away")
+                assert fs.read_bytes("/far") == b"away"
+                assert fs.snapshots.create("far").name == "far"
+    finally:
+        if segment.pmem_exists(name):
+            nova_mp.destroy(name, force=True)
