@@ -371,12 +371,19 @@ class FileSystem(ABC):
                 report(self.scan, directory, error)
                 continue
             stack.append((directory, True))
+            others = []
             for name, _ino, entry_type in listing:
                 below = join(directory, _same_type(name, directory))
                 if entry_type == DT_DIR:
                     stack.append((below, False))
                 else:
-                    self._attempt(self.unlink, below, report)
+                    others.append(below)
+            self._unlink_all(others, report)
+
+    def _unlink_all(self, paths: list[Any], report: Callable[..., None]) -> None:
+        """Remove many names, reporting those that cannot be removed."""
+        for path in paths:
+            self._attempt(self.unlink, path, report)
 
     @staticmethod
     def _attempt(function: Callable[[Any], None], path: Any, report: Callable[..., None]) -> None:

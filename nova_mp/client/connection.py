@@ -128,16 +128,24 @@ class Channel:
         self._bytes = 0
         self._large = 0
         self._probe: Exchange | None = None
-        self._incarnation: str | None = None
+        # Requests that nobody waits for any more, whose reply says what there is to close.
+        self._given_up: set[int] = set()
+        self._patience_ms = -1
         self.greeting: HelloReply | None = None
-        self._socket = _shared_context().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket = self._connect()
+
+    def _connect(self) -> zmq.Socket[Any]:
+        """A socket of this channel's session; one after another, never two."""
+        made = _shared_context().socket(zmq.DEALER)
+        made.setsockopt(zmq.LINGER, 0)
         # A zero routing id byte is reserved by ZeroMQ, hence the letter in front.
-        self._socket.setsockopt(zmq.ROUTING_ID, b"c" + self._client)
+        made.setsockopt(zmq.ROUTING_ID, b"c" + self._client)
         # Lost connections are noticed, and tried again, well within PROBE_SECONDS.
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-        self._socket.connect(address)
+        made.setsockopt(zmq.RECONNECT_IVL, 20)
+        made.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        made.connect(self._address)
+        self._patience_ms = -1
+        return made
 
     # ---- requests
 
@@ -187,9 +195,8 @@ class Channel:
                         f"no reply to {type(exchange.message).__name__} in time",
                         "see what the engine does with: nova-mp status",
                     )
-            if self._socket.poll(max(1, int(patience * 1000))):
+            if self._receive(max(1, int(patience * 1000))):
                 absent_since = None
-                self._receive_all()
                 continue
             if self._listening():
                 absent_since = None
@@ -204,10 +211,6 @@ class Channel:
         """Receive until another request with `size` bytes of payload fits the window."""
         while not self.room(size):
             self.wait(next(iter(self._open.values())), deadline)
-
-    def idle(self) -> bool:
-        """Whether nothing is on its way."""
-        return not self._open
 
     def close(self, bye: bool) -> None:
         """Close the socket; with `bye` the worker is told that the session ends."""
@@ -229,17 +232,41 @@ class Channel:
         exchange.sent = time.monotonic()
         frames = exchange.frames
         large = len(frames) > 1 and sum(map(len, frames[1:])) > COPY_BYTES_MAX
-        self._socket.send_multipart(frames, copy=not large)
+        try:
+            self._socket.send_multipart(frames, copy=not large)
+        except BaseException:
+            self._start_socket_over()
+            raise
 
-    def _receive_all(self) -> None:
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=self._large == 0)
-            except zmq.Again:
-                return
-            if self._large:
-                frames = [frames[0].bytes, *(frame.buffer for frame in frames[1:])]
-            self._dispatch(codec.decode(frames))
+    def _receive(self, patience_ms: int) -> bool:
+        """Take in one reply; False if none came in time."""
+        if patience_ms != self._patience_ms:
+            # A limit of the socket costs less than asking a poller each time.
+            self._socket.setsockopt(zmq.RCVTIMEO, patience_ms)
+            self._patience_ms = patience_ms
+        as_frames = self._large > 0
+        try:
+            frames: list[Any] = self._socket.recv_multipart(0, not as_frames)
+        except zmq.Again:
+            return False
+        except BaseException:
+            self._start_socket_over()
+            raise
+        if as_frames:
+            frames = [frames[0].bytes, *(frame.buffer for frame in frames[1:])]
+        self._dispatch(codec.decode(frames))
+        return True
+
+    def _start_socket_over(self) -> None:
+        """After an interrupt (Ctrl-C) half a message may be in the socket: take another one.
+
+        The session stays; what was under way is waited for by nobody.
+        """
+        for exchange in tuple(self._open.values()):
+            self._give_up(exchange)
+        self._probe = None
+        self._socket.close(linger=0)
+        self._socket = self._connect()
 
     def _dispatch(self, envelope: codec.Envelope) -> None:
         sequence = int.from_bytes(envelope.request_id[16:], "big")
@@ -247,8 +274,9 @@ class Channel:
         exchange = self._open.get(sequence)
         if exchange is None:
             # The second reply to a request that was sent again, or one nobody waits for any more.
-            if isinstance(reply, fileops.Opened):
-                self._abandon(fileops.Close(reply.handle))
+            if sequence in self._given_up:
+                self._given_up.discard(sequence)
+                self._undo(reply)
             return
         if exchange is self._probe:
             self._remove(exchange)
@@ -272,6 +300,15 @@ class Channel:
     def _give_up(self, exchange: Exchange) -> None:
         self._remove(exchange)
         exchange.frames = []
+        if isinstance(exchange.message, fileops.Open | fileops.OpenView):
+            self._given_up.add(exchange.sequence)
+
+    def _undo(self, reply: Any) -> None:
+        """Close what was opened for somebody who had stopped waiting."""
+        if isinstance(reply, fileops.Opened):
+            self._abandon(fileops.Close(reply.handle))
+        elif isinstance(reply, fileops.ViewOpened):
+            self._abandon(fileops.CloseView(reply.view))
 
     def _abandon(self, message: Any) -> None:
         """Send a request whose reply nobody waits for."""
@@ -368,7 +405,6 @@ class Connection:
         self._pid = os.getpid()
         # Both ends of these queues are atomic: there is no lock that a fork could find held.
         self._idle: deque[Channel] = deque()
-        self._all: deque[Channel] = deque()
         self._forgotten: deque[int] = deque()
         self._closed = False
 
@@ -388,6 +424,7 @@ class Connection:
         channel = self.borrow()
         try:
             while self._forgotten:
+                channel.wait_for_room(0, self.deadline())
                 channel.send(fileops.Close(self._forgotten.popleft()))
             exchange = channel.send(message, payload, expect_bytes)
             channel.wait(exchange, self.deadline())
@@ -436,12 +473,10 @@ class Connection:
         except BaseException:
             channel.close(bye=False)
             raise
-        self._all.append(channel)
         return channel
 
     def _start_over(self) -> None:
         """In a forked child: the channels are the parent's, and stay so."""
         self._pid = os.getpid()
         self._idle = deque()
-        self._all = deque()
         self._forgotten = deque()

@@ -143,6 +143,14 @@ class Pipeline(ABC):
         """`fs.truncate(path, size)`."""
         return self.submit(None, "truncate", path, size)
 
+    def chmod(self, path: Any, mode: int) -> Result:
+        """`fs.chmod(path, mode)`."""
+        return self.submit(None, "chmod", path, mode)
+
+    def utime(self, path: Any, ns: tuple[int, int]) -> Result:
+        """`fs.utime(path, ns=ns)`."""
+        return self.submit(None, "utime", path, ns=ns)
+
     def wait(self) -> None:
         """Send what was collected and wait for all of it; raises no operation's error."""
         self.flush()

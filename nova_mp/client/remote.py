@@ -10,6 +10,7 @@ import errno
 import io
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from nova_mp.client import requests
@@ -199,7 +200,17 @@ class RemoteOperations(FileSystem):
     def removexattr(self, path: Path, name: str, *, follow_symlinks: bool = True) -> None:
         self.run(requests.removexattr(path, name, follow_symlinks=follow_symlinks))
 
-    # ---- whole files, in one round trip where they fit a message
+    # ---- many things at once, in few round trips
+
+    def _unlink_all(self, paths: list[Any], report: Callable[..., None]) -> None:
+        with self.pipeline() as batch:
+            results = [(path, batch.unlink(path)) for path in paths]
+            for path, result in results:
+                error = result.exception()
+                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    report(self.unlink, path, error)
+                elif error is not None and not isinstance(error, OSError):
+                    raise error
 
     def read_bytes(self, path: Path) -> bytes:
         try:

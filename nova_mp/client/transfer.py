@@ -87,6 +87,13 @@ class _Machine:
         finally:
             os.close(number)
 
+    def write_small(self, path: Any, data: memoryview, status: Any) -> None:
+        """Write a whole file with its mode and times."""
+        with self.writing(path) as file:
+            _write_all(file, data, 0)
+        os.chmod(path, stat.S_IMODE(status.st_mode))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
     @contextmanager
     def writing(self, path: Any) -> Iterator[_MachineFile]:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -140,6 +147,13 @@ class _Arena:
     def reading(self, path: Any) -> Iterator[Any]:
         with self._fs.os_open(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
             yield file
+
+    def write_small(self, path: Any, data: memoryview, status: Any) -> None:
+        """Write a whole file with its mode and times, in one round trip if it is remote."""
+        with self._fs.pipeline() as batch:
+            batch.write_bytes(path, data)
+            batch.chmod(path, stat.S_IMODE(status.st_mode))
+            batch.utime(path, (status.st_atime_ns, status.st_mtime_ns))
 
     @contextmanager
     def writing(self, path: Any) -> Iterator[Any]:
@@ -254,15 +268,21 @@ class _Copy:
                 self._advance(item.source, 1, status.st_size)
                 return
             self._named[key] = item.target
-        reading, writing = self._source.reading(item.source), self._target.writing(item.target)
-        with reading as source, writing as target:
-            self._copy_contents(item, source, target)
+        with self._source.reading(item.source) as source:
+            if status.st_size < CHUNK_BYTES and not _sparse(status):
+                # A buffer that is not filled holds the whole file.
+                got = source.preadinto(self._buffer, 0)
+                if status.st_size <= got < CHUNK_BYTES:
+                    self._target.write_small(item.target, self._buffer[:got], status)
+                    self._advance(item.source, 1, got)
+                    return
+            with self._target.writing(item.target) as target:
+                self._copy_contents(item, source, target)
         self._set_attributes(item)
         self._advance(item.source, 1, 0)
 
     def _copy_contents(self, item: _Item, source: Any, target: Any) -> None:
-        # Fewer blocks than bytes means holes; only then is it worth looking for zeros.
-        sparse = item.status.st_blocks * 512 < item.status.st_size
+        sparse = _sparse(item.status)
         offset = 0
         ends_in_hole = False
         while True:
@@ -276,8 +296,7 @@ class _Copy:
             offset += got
             self._advance(item.source, 0, got)
             if got < CHUNK_BYTES and offset >= item.status.st_size:
-                # One question less for every small file; a file that grows meanwhile is copied as
-                # it was when it was listed.
+                # One question less for every file; one that grows meanwhile is copied as it was.
                 break
         if ends_in_hole:
             target.truncate(offset)
@@ -332,6 +351,11 @@ def _write_all(target: Any, data: memoryview, offset: int) -> None:
         written = target.pwrite(data, offset)
         data = data[written:]
         offset += written
+
+
+def _sparse(status: Any) -> bool:
+    """Whether there are holes, so that looking for zeros is worth it."""
+    return bool(status.st_blocks * 512 < status.st_size)
 
 
 def _like(name: Any, path: Any) -> Any:
