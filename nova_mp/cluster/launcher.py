@@ -76,8 +76,8 @@ def mkfs(
 def destroy(name: str, *, force: bool = False) -> None:
     """Remove an arena with all that it holds.
 
-    Raises ArenaNotFound, and EngineRunning while its engine runs, unless `force`: then it is
-    killed first.
+    Raises ArenaNotFound; EngineRunning while its engine runs and ArenaBusy while processes are
+    attached, unless `force`: then they are killed first, as by `crash`.
     """
     config.check_name(name)
     if not segment.pmem_exists(name) and segment.registered(name) is None:
@@ -87,6 +87,13 @@ def destroy(name: str, *, force: bool = False) -> None:
         raise EngineRunning(
             f"the engine of arena '{name}' runs", f"stop it first with: nova-mp stop {name}"
         )
+    if segment.dram_exists(name) and not force:
+        clients = sorted(pid for pid, _, role in _attached_processes(name) if role == "client")
+        if clients:
+            raise ArenaBusy(
+                f"processes are attached: {', '.join(map(str, clients))}",
+                "let them close it, or destroy with force",
+            )
     if record is not None or segment.dram_exists(name):
         crash(name)
     segment.unlink_pmem(name)
@@ -341,7 +348,7 @@ def crash(name: str) -> None:
         _kill(name, [(pid, ticks) for _, pid, ticks in record.children])
     if segment.dram_exists(name):
         attached = _attached_processes(name)
-        _kill(name, [(pid, ticks) for pid, ticks in attached if pid != os.getpid()])
+        _kill(name, [(pid, ticks) for pid, ticks, _ in attached if pid != os.getpid()])
         segment.unlink_dram(name)
     config.engine_record_path(name).unlink(missing_ok=True)
 
@@ -353,18 +360,18 @@ def _kill(name: str, processes: list[tuple[int, int]]) -> None:
         )
 
 
-def _attached_processes(name: str) -> list[tuple[int, int]]:
-    """(pid, start ticks) of the processes that hold a slot of the arena and live."""
+def _attached_processes(name: str) -> list[tuple[int, int, str]]:
+    """(pid, start ticks, role) of the processes that hold a slot of the arena and live."""
     from nova_mp.core import fs
 
     with segment.attach_pmem(name) as pmem, segment.attach_dram(name) as dram:
         try:
             with fs.Core(pmem.buf, dram.buf, dram.fd, role="supervisor", title="crash") as core:
-                pids = {int(row["pid"]) for row in core.slots()}
+                found = {(int(row["pid"]), str(row["role"])) for row in core.slots()}
         except (NovaError, OSError):
             # Volatile state that a killed mount left half made has no slots to read.
             return []
-    return [(pid, ticks) for pid in sorted(pids) if (ticks := identity.start_ticks(pid))]
+    return [(pid, ticks, role) for pid, role in found if (ticks := identity.start_ticks(pid))]
 
 
 def _live_record(name: str) -> config.EngineRecord | None:

@@ -131,6 +131,8 @@ def test_a_forced_stop_leaves_the_attached_what_they_have(name: str) -> None:
         engine.stop(force=True)
         assert not any(identity.start_ticks(pid) for pid in pids.values())
         assert nova_mp.status(name)["state"] == "crashed"
+        with pytest.raises(nova_mp.ArenaBusy, match=str(other.pid)):
+            nova_mp.destroy(name)
         # Its file system goes on; the next engine takes over what it works on.
         other.say("fs.write_bytes('/b', b'between')")
         other.hear()
