@@ -46,7 +46,7 @@ class _File(HostFile):
         return _complete(super().stat())
 
 
-class _Core(HostFileSystem):
+class ModelCore(HostFileSystem):
     """The part of a Core that the file-operation server uses."""
 
     def os_open(self, path: Any, flags: int, mode: int = 0o666) -> Any:
@@ -69,7 +69,7 @@ class WorkerThread(threading.Thread):
         super().__init__(daemon=True)
         self.fault: Fault = never
         self.ran: list[str] = []
-        self.server = FileOpServer(_Core(root))
+        self.server = FileOpServer(ModelCore(root))
         self._address = address
         self._ready = threading.Event()
         self._stop_asked = threading.Event()
