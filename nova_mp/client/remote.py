@@ -15,7 +15,8 @@ from typing import Any
 
 from nova_mp.client import requests
 from nova_mp.client.base import FileSystem, Path, ReadOnlyMixin
-from nova_mp.client.connection import Connection, Exchange, result_of
+from nova_mp.client.channel import Exchange, result_of
+from nova_mp.client.connection import Connection
 from nova_mp.client.modes import mode_of, parse_mode
 from nova_mp.client.pipeline import Pipeline, Result
 from nova_mp.client.remote_file import TEXT_CHUNK_BYTES, RemoteFile

@@ -15,7 +15,7 @@ import pytest
 from model.worker import WorkerThread
 
 from nova_mp import EngineNotRunning, Timeout
-from nova_mp.client import connection
+from nova_mp.client import channel
 from nova_mp.client.remote import RemoteFileSystem
 from nova_mp.protocol import fileops as ops
 from nova_mp.protocol import messages as m
@@ -41,8 +41,8 @@ def worker(address: str, root: str) -> Iterator[WorkerThread]:
 
 @pytest.fixture
 def fs(address: str, worker: WorkerThread, monkeypatch: Any) -> Iterator[RemoteFileSystem]:
-    monkeypatch.setattr(connection, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(connection, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(channel, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(channel, "GRACE_SECONDS", 1.0)
     with RemoteFileSystem(address) as found:
         yield found
 
