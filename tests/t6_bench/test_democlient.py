@@ -13,6 +13,7 @@ from nova_mp.bench.democlient import DemoClient
 from nova_mp.bench.loadclient import Target, clock
 from nova_mp.bench.oracle import Oracle, Taken, Violation
 from nova_mp.bench.peers import DirectoryFileSystem
+from nova_mp.bench.pool import Pool
 from nova_mp.errors import NovaError
 
 
@@ -122,3 +123,38 @@ def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_tree_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NovaError, match="no files"):
         collect_tree(str(tmp_path), 1 << 20)
+
+
+def test_reading_the_live_files_one_by_one_is_no_snapshot(tmp_path: Path) -> None:
+    """What makes a snapshot is that it is one moment: a walk over files that change is not."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    items, _ = collect_tree(source_tree(tmp_path / "source"), 1 << 24)
+    target = Target("directory", str(tmp_path / "target"))
+    make_folders(target.connect(), folders_of([path for _, path in items]))
+    arguments = [(target, index, items[index::2], 256 << 10, 1) for index in range(2)]
+    with Pool(democlient.main, arguments) as pool:
+        pool.collect(60.0)
+        pool.call("load")
+        pool.call("import_tree", clock())
+        end = clock() + 500_000_000
+        pool.post("mutate", clock(), end)
+        walked: list[tuple[Taken, dict[str, tuple[int, int]]]] = []
+        wrong = 0
+        while clock() < end:
+            began = clock()
+            try:
+                files, _ = democlient.digest(target.connect())
+            except FileNotFoundError:
+                wrong += 1  # it was renamed before its turn came
+            else:
+                walked.append((Taken(len(walked) + 1, began, clock()), files))
+        pool.collect(60.0)
+        histories = pool.call("hand_over")
+    oracle = Oracle(histories)
+    for taken, files in walked:
+        try:
+            oracle.check(taken, files)
+        except Violation:
+            wrong += 1
+    assert wrong > 0

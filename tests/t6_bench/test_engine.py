@@ -1,0 +1,165 @@
+"""Jobs and the demo on real arenas, small: that they run, verify, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nova_mp.bench.micro import targets
+from nova_mp.bench.run import run_job
+
+LOAD = """
+[arena]
+size = "64MiB"
+cpus = 2
+[snapshots]
+every = "20ms"
+keep = 3
+[[clients]]
+name = "mixed"
+count = 2
+mode = "attached"
+mix = { read = 60, write = 30, stat = 5, create = 4, rename = 1 }
+files = 2
+file_size = "256KiB"
+[[clients]]
+name = "remote"
+count = 1
+mode = "remote"
+mix = { read = 50, write = 50 }
+file_size = "256KiB"
+rate = 200
+[[peers]]
+kind = "tmpfs"
+[run]
+warmup = "50ms"
+duration = "300ms"
+repeats = 2
+verify = true
+"""
+
+MICRO = """
+[arena]
+size = "64MiB"
+[run]
+repeats = 7
+[[cases]]
+name = "write"
+operation = "pwrite"
+working_set = "256KiB"
+operations = 256
+target = 0.001
+[[cases]]
+name = "read"
+operation = "preadinto"
+working_set = "256KiB"
+operations = 256
+[[cases]]
+name = "create"
+operation = "create"
+operations = 64
+[[cases]]
+name = "stat"
+operation = "stat"
+operations = 64
+target = 1e9
+[scaling]
+operations = 2000
+[memory]
+size = "16MiB"
+large_share = 1.0
+[recovery]
+size = "64MiB"
+files = 2000
+target = 1
+"""
+
+
+def segments() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("nova_mp")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Any:
+    before = segments()
+    yield
+    mine = f"-{os.getpid()}."
+    assert not {name for name in segments() - before if mine in name or f"peer{mine[:-1]}-" in name}
+
+
+def test_a_verified_load_with_snapshots_and_a_peer(tmp_path: Path) -> None:
+    job = tmp_path / "load.toml"
+    job.write_text(LOAD, encoding="utf-8")
+    seen: list[str] = []
+    result = run_job(
+        job, out=tmp_path / "r.json", html=tmp_path / "r.html",
+        progress=lambda label, done, total: seen.append(label),
+    )
+    assert json.loads((tmp_path / "r.json").read_text()) == json.loads(json.dumps(result))
+    assert "</html>" in (tmp_path / "r.html").read_text()
+    assert [group["name"] for group in result["groups"]] == ["mixed", "remote"]
+    assert result["total"]["operations"] == sum(g["operations"] for g in result["groups"])
+    assert result["groups"][1]["operations"] == 2 * 60
+    assert result["snapshots"]["created"] > 5
+    assert result["snapshots"]["kept"] == 3
+    assert result["verify"]["snapshots"] == 3
+    assert result["verify"]["errors"] == 0
+    assert result["peers"][0]["file_system"] == "tmpfs"
+    assert result["peers"][0]["ratio"] > 0
+    assert seen[-1] == "done"
+
+
+def test_a_micro_benchmark_with_all_its_parts(tmp_path: Path) -> None:
+    job = tmp_path / "micro.toml"
+    job.write_text(MICRO, encoding="utf-8")
+    result = run_job(job, out=tmp_path / "r.json", html=tmp_path / "r.html")
+    assert [case["met"] for case in result["cases"]] == [True, None, None, False]
+    assert result["scaling"]["nova_mp"]["one_per_second"] > 0
+    assert result["memory"]["small_files"]["files"] > 500
+    assert result["memory"]["large_file"]["dram_share"] < 1
+    assert len(result["recovery"]["runs"]) == 3
+    assert result["targets"]["met"] == 3
+    assert result["targets"]["missed"] == 1
+    assert len(targets(result)) == 4
+
+
+def demo_command(*more: str) -> list[str]:
+    tree = str(Path(json.__file__).parent.parent / "email")
+    return [sys.executable, "-m", "nova_mp.bench.demo", "--json", "--clients", "2", "--cpus", "2",
+            "--size", "256MiB", "--tree", tree, *more]
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        demo_command("--seconds", "1"), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    result = json.loads(done.stdout)
+    assert result["passed"]
+    assert len(result["checks"]) >= 4
+    assert result["nova_mp"]["snapshots"]["taken"] >= 5
+    assert result["tmpfs"]["mutate"]["operations"] > 0
+
+
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        demo_command("--seconds", "30"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    name = f"nova_mp.demo-{process.pid}.pmem"
+    deadline = time.monotonic() + 90
+    while not Path("/dev/shm", name).exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, out + error
+    assert "interrupted" in error
+    assert not [name for name in segments() if f"demo-{process.pid}" in name]
