@@ -15,6 +15,7 @@ WIDTH = 760
 ROW = 34
 LABEL_WIDTH = 250
 SERIES_CLASSES = 6
+LETTER = 7.4  # the width of a letter at the style sheet's 13 px, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,14 @@ def lines(rows: Sequence[Line], x: Axis, y: Axis, title: str, height: int = 300)
     rows = [row for row in rows if row.points]
     if not rows:
         return ""
-    left, right, top, bottom = 84, 16, 12, 48
+    left, right, top, bottom = 84, 16, 30, 48
     xs = [point[0] for row in rows for point in row.points]
     ys = [point[1] for row in rows for point in row.points]
     place_x = _scale(x, xs, left, WIDTH - right)
     place_y = _scale(y, ys, height - bottom, top)
-    legend = 22 * -(-len(rows) // 3)
+    column = 50 + LETTER * max(len(row.label) for row in rows)
+    columns = max(1, int((WIDTH - left) / column))
+    legend = 22 * -(-len(rows) // columns)
     parts = [_open(height + legend, title)]
     for value in _ticks(y, ys):
         at = place_y(value)
@@ -110,12 +113,12 @@ def lines(rows: Sequence[Line], x: Axis, y: Axis, title: str, height: int = 300)
         parts.append(f'<path d="M{at:.1f} {top}V{height - bottom}" class="grid"/>')
         parts.append(text(at, height - bottom + 18, x.show(value), "tick", "middle"))
     parts.append(text((left + WIDTH - right) / 2, height - 8, x.title, "tick", "middle"))
-    parts.append(text(6, top + 4, y.title, "tick"))
+    parts.append(text(6, 13, y.title, "tick"))
     for index, row in enumerate(rows):
         way = " ".join(f"{place_x(px):.1f},{place_y(py):.1f}" for px, py in row.points)
         css = f"line l{row.series % SERIES_CLASSES}" + (" dashed" if row.dashed else "")
         parts.append(f'<polyline points="{way}" class="{css}"/>')
-        lx, ly = left + index % 3 * 220, height + 14 + index // 3 * 22
+        lx, ly = left + index % columns * column, height + 14 + index // columns * 22
         parts.append(f'<path d="M{lx} {ly - 4}h22" class="{css}"/>')
         parts.append(text(lx + 28, ly, row.label, "label"))
     return "".join([*parts, "</svg>"])
