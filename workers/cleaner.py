@@ -60,7 +60,8 @@ class CleanerProcess:
             frames = self._events.recv_multipart()
             event = codec.decode(frames[1:]).message
             if isinstance(event, m.EpochEvent):
-                seen = v.EpochSeen(event.incarnation, event.deletions, time.monotonic())
+                now = time.monotonic()
+                seen = v.EpochSeen(event.incarnation, event.deletions, event.frozen, now)
                 out += self._machine.step(seen)
         told = {self._child.control.fileno(), self._child.signals.fileno()}
         if not told.isdisjoint(sources) and process.quit_asked(self._child):

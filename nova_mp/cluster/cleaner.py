@@ -54,7 +54,7 @@ class Cleaner(Machine):
     def __init__(self) -> None:
         super().__init__()
         self.state = State.IDLE
-        self._seen = ("", -1)
+        self._seen = ("", -1, False)
         self._pass = self._seen
         self._calling = False
         self._again = False
@@ -78,12 +78,13 @@ class Cleaner(Machine):
         self.emit(Reclaim(BUDGET))
 
     def _report(self, left: int) -> None:
-        incarnation, deletions = self._pass
+        incarnation, deletions, _ = self._pass
         if incarnation:
             self.emit(Report(ReclaimReport(incarnation, deletions, left)))
 
     def _on_epoch(self, event: EpochSeen) -> None:
-        seen = (event.incarnation, event.deletions)
+        # A thaw counts as well: while frozen the core reclaims nothing.
+        seen = (event.incarnation, event.deletions, event.frozen)
         if seen == self._seen:
             return
         self._seen = seen

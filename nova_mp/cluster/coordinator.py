@@ -406,7 +406,10 @@ class Coordinator(Machine):
             self._freeze = None
             if self.state is State.FREEZING:
                 self.state = State.SERVING
-            self._reply(job.request_id, m.error_reply(event.error))
+            error = event.error
+            if isinstance(error, TimeoutError):
+                error = Timeout(error.strerror or str(error), "see what it does, or wait longer")
+            self._reply(job.request_id, m.error_reply(error))
             return
         self._reply(job.request_id, m.Done())
         if self.state is State.STOPPING or freeze.holder_died:

@@ -400,7 +400,7 @@ def status(name: str) -> dict[str, Any]:
     found["backing"] = f"file:{entry.path}" if entry else "shm"
     record = _live_record(name)
     if record is None:
-        found["state"] = "stopped" if _is_clean(found) else "crashed"
+        found["state"] = "stopped" if found["mount_state"] == "clean" else "crashed"
         return found
     places = config.endpoints(name, record.cpus, record.address)
     found.update(pid=record.pid, media=record.media, address=places.coordinator)
@@ -419,7 +419,3 @@ def status(name: str) -> dict[str, Any]:
         found["slots"] = list(reply.slots)
         found["stats"] = reply.stats
     return found
-
-
-def _is_clean(superblock: dict[str, Any]) -> bool:
-    return superblock["mount_state"] in ("clean", "unmounted", 0)

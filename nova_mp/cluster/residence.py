@@ -10,6 +10,7 @@ attached the volatile state stays, for them and for the next start.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import Any
@@ -101,10 +102,14 @@ class Residence:
             for fd in pidfds:
                 os.close(fd)
             clients = self._clients()
-        if clients:
-            self._log.warning("clients stay attached, the arena is not unmounted", clients=clients)
+        try:
+            if clients:
+                raise OSError(errno.EBUSY, f"clients stay attached: {clients}")
+            fs.unmount(self._pmem.buf, self._dram.buf)
+        except OSError as error:
+            # Somebody may also have attached after we looked.
+            self._log.warning("not unmounted", reason=str(error))
             return False
-        fs.unmount(self._pmem.buf, self._dram.buf)
         self._dram.close()
         self._dram = None
         segment.unlink_dram(self._name)

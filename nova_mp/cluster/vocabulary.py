@@ -98,6 +98,7 @@ class EpochSeen:
 
     incarnation: str
     deletions: int
+    frozen: bool
     now: float
 
 
