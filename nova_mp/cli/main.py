@@ -158,6 +158,10 @@ def main(args: list[str]) -> int:
         # Whoever read our output has seen enough.
         _drop_output()
         return report.DONE
+    except ImportError as error:
+        click.echo(f"nova-mp: cannot load a part of the package: {error}", err=True)
+        click.echo("  hint: build the native core: make build, or pip install again", err=True)
+        return report.FAILED
     except (OSError, NovaError) as error:
         # Mostly output that cannot be written; what concerns an operand is told by its verb.
         _drop_output()

@@ -30,13 +30,15 @@ CORE_LEVELS = [
     {"file", "namei", "mapping", "xattr"},
     {"rename"},
     {"reclaim"},
+    {"repair"},
     {"recovery"},
+    {"handle", "view"},
     {"fs"},
 ]
 CORE_LEVEL = {module: rank for rank, names in enumerate(CORE_LEVELS) for module in names}
 
 ZMQ_USERS = {"client", "workers", "bench"}
-CORE_REFUSES = {"logging", "socket", "zmq", "msgpack", "asyncio", "threading", "multiprocessing"}
+CORE_REFUSES = {"logging", "socket", "zmq", "msgpack", "asyncio", "multiprocessing"}
 
 SOURCES = tree.files(("nova_mp", "workers", "bench"), tree.PYTHON + tree.CYTHON)
 
