@@ -10,7 +10,6 @@ from nova_mp.cli.command import verb
 from nova_mp.cli.operands import ArenaType
 from nova_mp.cli.output import Column, ListStyle, facts, table
 from nova_mp.cli.report import Report
-from nova_mp.cli.start import recovered
 from nova_mp.core import segment
 
 _COLUMNS = (
@@ -74,7 +73,7 @@ def _summary(arena: dict[str, Any]) -> dict[str, Any]:
         "size_bytes": arena["size_bytes"],
         "free_bytes": _free_bytes(arena),
         "cpus": arena["cpus"],
-        "snapshots": arena.get("stats", {}).get("snapshots"),
+        "snapshots": _snapshot_count(arena),
         "backing": arena["backing"],
         "label": arena["label"],
     }
@@ -106,7 +105,7 @@ def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
         pairs.append(("address", arena["address"]))
     stats = arena.get("stats")
     if stats:
-        pairs += _counts(arena, stats, style)
+        pairs += _counts(stats, style)
     lines = facts(pairs)
     if "processes" in arena and style.header:
         lines.append("")
@@ -128,19 +127,23 @@ def _state(arena: dict[str, Any]) -> str:
 
 
 def _size(arena: dict[str, Any], style: ListStyle) -> str:
-    free = _free_bytes(arena)
     size = style.size(arena["size_bytes"])
-    return size if free is None else f"{size}, {style.size(free)} free"
+    if "stats" not in arena:
+        return size
+    blocks, block_bytes = arena["stats"]["blocks"], arena["block_bytes"]
+    held = f", {style.size(blocks['held'] * block_bytes)} held by snapshots" * (blocks["held"] > 0)
+    return f"{size}, {style.size(blocks['free'] * block_bytes)} free{held}"
 
 
-def _counts(
-    arena: dict[str, Any], stats: dict[str, Any], style: ListStyle
-) -> list[tuple[str, Any]]:
-    inodes, dram = stats["inodes"], stats["dram"]
+def _counts(stats: dict[str, Any], style: ListStyle) -> list[tuple[str, Any]]:
+    inodes, dram, snapshots = stats["inodes"], stats["dram"], stats["snapshots"]
+    limit = f" of {inodes['limit']:,}" if inodes["limit"] else ""
+    backlog = snapshots["backlog"]
+    left = f", {backlog:,} list entries to be reclaimed" if backlog else ""
     pairs: list[tuple[str, Any]] = [
-        ("inodes", ", ".join(f"{value} {key}" for key, value in inodes.items())),
-        ("snapshots", _snapshots(arena, stats)),
-        ("DRAM", f"{style.size(dram['bytes_used'])} of {style.size(dram['bytes_limit'])}"),
+        ("inodes", f"{inodes['used']:,}{limit}"),
+        ("snapshots", f"{snapshots['count']}{left}"),
+        ("DRAM", f"{style.size(dram['bytes_used'])}, {style.size(dram['bytes_limit'])} at most"),
     ]
     recovery = stats.get("recovery")
     if recovery:
@@ -148,13 +151,14 @@ def _counts(
     return pairs
 
 
-def _snapshots(arena: dict[str, Any], stats: dict[str, Any]) -> str:
-    left = arena.get("reclaim_left", 0)
-    return f"{stats['snapshots']}" + (f", {left} list entries to reclaim" if left else "")
-
-
 def _mounted(recovery: dict[str, Any]) -> str:
-    if recovery.get("clean"):
-        return f"clean, in {recovery.get('seconds', 0.0):.3f} s"
-    rate = recovery.get("entries_per_second", 0)
-    return f"after a crash{recovered(recovery)} ({rate:,.0f} entries a second)"
+    return (
+        f"{'clean' if recovery['clean'] else 'after a crash'}:"
+        f" {recovery['inodes']:,} inodes from {recovery['entries']:,} log entries"
+        f" in {recovery['seconds']:.3f} s ({recovery['entries_per_second']:,.0f} entries a second)"
+    )
+
+
+def _snapshot_count(arena: dict[str, Any]) -> int | None:
+    snapshots = arena.get("stats", {}).get("snapshots")
+    return None if snapshots is None else int(snapshots["count"])
