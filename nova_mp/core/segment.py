@@ -152,8 +152,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 class Segment:
     """A mapped segment: `buf` is a writable memoryview of all of it, `fd` its open file.
 
-    Sizes are bytes. Close it after everything that uses `buf` is closed; as a context manager it
-    closes itself.
+    Sizes are bytes. As a context manager it closes itself.
     """
 
     __slots__ = ("_map", "buf", "fd", "path", "size_bytes")
@@ -166,16 +165,24 @@ class Segment:
         self.buf = memoryview(self._map)
 
     def close(self) -> None:
-        """Unmap the segment and close its file; closing twice is allowed.
+        """Close the file and unmap the memory; closing twice is allowed.
 
-        Raises BufferError, and changes nothing, while another object still uses the memory.
+        What somebody still uses (a core, a mapped file) stays mapped until that is gone.
         """
         if self.fd < 0:
             return
-        self.buf.release()
-        self._map.close()
         os.close(self.fd)
         self.fd = -1
+        try:
+            self.buf.release()
+            self._map.close()
+        except BufferError:
+            # The users hold the map by their buffers; it goes with the last of them.
+            del self.buf, self._map
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
 
     def __enter__(self) -> Segment:
         return self

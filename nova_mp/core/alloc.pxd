@@ -1,0 +1,52 @@
+# Allocators: arena blocks by CPU, DRAM pages, and slabs of 64 and 512 bytes.
+#
+# Structure  The truth is a bitmap (DRAM-3). A region is a range of it with a free count, a cursor and
+#            a ring of hints: extents freed lately, taken again newest first, because their lines are
+#            still in the cache. Hints may be stale; the bitmap decides.
+# Locks      A region's own lock; the slab lock of a CPU for its slab pages. Leaves of the lock order.
+# Invariants
+#   ALLOC-1  A slot's intent (pend_*, dpend_*) names an extent before its bits are set and until
+#            something committed or linked refers to it; at most one of each kind at a time.
+#   ALLOC-2  A slot's intent (rel_*) names an extent before its bits are cleared; the intent shrinks
+#            under the region's lock, so a repairer never clears bits that another has set since.
+#   ALLOC-3  Ordinary operations leave `reserve` units in each region to those that give space back.
+
+from libc.stdint cimport uint32_t, uint64_t
+from nova_mp.core.dram cimport nv_ctx, nv_page_desc, nv_region
+
+cdef uint64_t blocks_alloc(nv_ctx* c, uint64_t want, uint64_t link_off, uint64_t* got) noexcept nogil
+cdef uint64_t blocks_alloc_run(nv_ctx* c, uint64_t want, uint64_t link_off) noexcept nogil
+cdef void blocks_free(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil
+cdef void blocks_free_announced(nv_ctx* c) noexcept nogil
+cdef bint blocks_in_use(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil
+cdef int blocks_mark(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil
+cdef uint64_t blocks_free_count(nv_ctx* c) noexcept nogil
+cdef void regions_init(nv_ctx* c) noexcept nogil
+cdef void region_recount(nv_ctx* c, nv_region* r, uint64_t* bitmap) noexcept nogil
+cdef void region_repair(nv_ctx* c, nv_region* r) noexcept nogil
+
+cdef uint64_t dram_alloc(nv_ctx* c, uint64_t n_bytes, uint64_t link_off) noexcept nogil
+cdef void dram_free(nv_ctx* c, uint64_t off, uint64_t n_bytes) noexcept nogil
+cdef void slab_repair(nv_ctx* c, uint32_t cpu) noexcept nogil
+cdef void pages_repair(nv_ctx* c) noexcept nogil
+cdef void dpend_repair(nv_ctx* c) noexcept nogil
+
+
+cdef inline void pend_done(nv_ctx* c) noexcept nogil:
+    c.slot.pend_len = 0
+
+
+cdef inline void dpend_done(nv_ctx* c) noexcept nogil:
+    c.slot.dpend_off = 0
+
+
+cdef inline uint64_t* block_bitmap(nv_ctx* c) noexcept nogil:
+    return <uint64_t*>(c.dram + c.hdr.block_bitmap_off)
+
+
+cdef inline uint64_t* page_bitmap(nv_ctx* c) noexcept nogil:
+    return <uint64_t*>(c.dram + c.hdr.page_bitmap_off)
+
+
+cdef inline nv_page_desc* page_desc(nv_ctx* c, uint64_t page) noexcept nogil:
+    return <nv_page_desc*>(c.dram + c.hdr.page_desc_off) + page

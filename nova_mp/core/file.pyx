@@ -1,0 +1,447 @@
+"""Reading, writing, truncating and preallocating files; their attributes."""
+
+from libc.errno cimport EFBIG, EINVAL, EISDIR, ENOMEM, ENOSPC
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from nova_mp.core.alloc cimport blocks_alloc, pend_done
+from nova_mp.core.arch cimport nv_file_time_ns, nv_pause
+from nova_mp.core.dram cimport (CNT_OPS, CNT_READ_BYTES, CNT_READ_LOCKED, CNT_READ_RETRIES,
+                                CNT_WRITE_BYTES, NV_RETRY, OP_READ, OP_SETATTR, OP_WRITE, count,
+                                nv_slot)
+from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve, word_block)
+from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, gc_wanted, header_of, inode_at, inode_lock, inode_off,
+                                 run_count, tx_apply, tx_undo, PI_LOG_TAIL)
+from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, ENTRY_SETATTR, ENTRY_WRITE,
+                                  nv_setattr_entry, nv_write_entry)
+from nova_mp.core.log cimport log_append, log_commit, log_room, tx_open
+from nova_mp.core.pmem cimport block_off, fail_point, pm_copy_data, pm_read_delay, pm_zero
+from nova_mp.core.snapshot cimport spare_reserve
+from nova_mp.core.sync cimport (lock_drop, op_begin, op_end, seq_read, seq_same)
+
+cdef enum:
+    OPTIMISTIC_TRIES = 16
+    MAX_PAGES = 0x100000000          # 16 TiB of offsets: page numbers stay far below index limits
+
+
+# ---- read ---------------------------------------------------------------------------------------
+
+cdef inline uint64_t run_at(nv_ctx* c, nv_inode_header* h, uint64_t page, uint64_t most,
+                            uint64_t* word) noexcept nogil:
+    # Contiguous pages from `page` on, at most `most`: their first word in `word`, 0 for a hole.
+    cdef uint64_t n = 1
+    word[0] = index_get(c.dram, c.a.dram_bytes, &h.index, page)
+    if word[0] == 0:
+        return 1
+    while n < most and index_get(c.dram, c.a.dram_bytes, &h.index, page + n) == word[0] + (n << REF_BITS):
+        n += 1
+    return n
+
+
+cdef void copy_out(nv_ctx* c, nv_inode_header* h, uint8_t* dst, uint64_t n, uint64_t offset) noexcept nogil:
+    # Copies what the index says now. What is stale is only bounds-checked: the caller tries again.
+    cdef uint64_t word = 0
+    cdef uint64_t page, within, run, bytes
+    while n:
+        page = offset >> BLOCK_SHIFT
+        within = offset & (BLOCK_BYTES - 1)
+        run = run_at(c, h, page, (within + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT, &word)
+        bytes = run * BLOCK_BYTES - within
+        if bytes > n:
+            bytes = n
+        if word == 0:
+            memset(dst, 0, bytes)
+        elif block_off(word_block(word)) + within + bytes <= c.a.pm_bytes:
+            memcpy(dst, c.pm + block_off(word_block(word)) + within, bytes)
+        dst += bytes
+        offset += bytes
+        n -= bytes
+
+
+cdef int64_t read_locked(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* dst, uint64_t n,
+                         uint64_t offset) noexcept nogil:
+    # For a reader that writers keep overtaking, or behind a writer that died. The caller's memory may
+    # be a protected mapping, so nothing is stored there under the lock (SYNC-4).
+    cdef nv_inode_header* h = NULL
+    cdef uint8_t* bounce
+    cdef int64_t got = 0
+    cdef int rc = inode_lock(c, ino, generation, &h)
+    if rc:
+        return rc
+    count(c, CNT_READ_LOCKED, 1)
+    if offset < h.size:
+        got = <int64_t>(n if n < h.size - offset else h.size - offset)
+    bounce = <uint8_t*>malloc(got + 1)
+    if bounce != NULL:
+        copy_out(c, h, bounce, got, offset)
+    lock_drop(c, &h.lock)
+    if bounce == NULL:
+        return -ENOMEM
+    memcpy(dst, bounce, got)
+    free(bounce)
+    return got
+
+
+cdef int64_t read_piece(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* dst, uint64_t n,
+                        uint64_t offset) noexcept nogil:
+    cdef nv_inode_header* h = header_of(c, ino)
+    cdef uint32_t seq
+    cdef uint64_t size, got
+    cdef int tries
+    if h == NULL:
+        return -EINVAL
+    for tries in range(OPTIMISTIC_TRIES):
+        seq = seq_read(h)
+        if seq & 1:
+            nv_pause()
+            continue
+        if h.generation != generation or h.mode == 0:
+            break
+        size = h.size
+        got = 0
+        if offset < size:
+            got = n if n < size - offset else size - offset
+            copy_out(c, h, dst, got, offset)
+        if seq_same(h, seq):
+            return <int64_t>got
+        count(c, CNT_READ_RETRIES, 1)
+    return read_locked(c, ino, generation, dst, n, offset)
+
+
+cdef int64_t file_read(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* dst, uint64_t n,
+                       uint64_t offset) noexcept nogil:
+    # Bytes read, fewer than `n` only at the end of the file; or -errno.
+    cdef int64_t got
+    cdef uint64_t done = 0, piece
+    c.slot.counters[CNT_OPS + OP_READ] += 1
+    while True:
+        piece = n - done if n - done < READ_ATOMIC else READ_ATOMIC
+        got = read_piece(c, ino, generation, dst + done, piece, offset + done)
+        if got < 0:
+            return got
+        done += <uint64_t>got
+        if <uint64_t>got < piece or done == n:
+            break
+    count(c, CNT_READ_BYTES, done)
+    if c.a.media_mode:
+        pm_read_delay(c, done)
+    return <int64_t>done
+
+
+# ---- write --------------------------------------------------------------------------------------
+
+cdef inline const uint8_t* old_page(nv_ctx* c, nv_inode_header* h, uint64_t page) noexcept nogil:
+    # Contents of a page before the operation, NULL for a hole. Under the lock.
+    cdef uint64_t* cell = index_cell(c, &h.index, page)
+    if cell == NULL or cell[0] == 0:
+        return NULL
+    return c.pm + block_off(word_block(cell[0]))
+
+
+cdef void fill_part(nv_ctx* c, const uint8_t* old, uint64_t to_off, uint64_t start, uint64_t n) noexcept nogil:
+    # Bytes start.. of a new block, from the old contents of its page.
+    if n == 0:
+        return
+    if old == NULL:
+        pm_zero(c, to_off + start, n)
+    else:
+        pm_copy_data(c, to_off + start, old + start, n)
+
+
+cdef void fill_extent(nv_ctx* c, nv_inode_header* h, uint64_t block, uint64_t first_page, uint64_t pages,
+                      const uint8_t* src, uint64_t n, uint64_t offset) noexcept nogil:
+    # New blocks for file pages first_page..: the part of [offset, offset + n) that lies there from
+    # `src` (zeros if NULL), the rest of partial pages from what was there before.
+    cdef uint64_t start = first_page << BLOCK_SHIFT
+    cdef uint64_t end = start + (pages << BLOCK_SHIFT)
+    cdef uint64_t to = block_off(block)
+    cdef uint64_t from_offset = offset if offset > start else start
+    cdef uint64_t to_offset = offset + n if offset + n < end else end
+    cdef uint64_t rest = to_offset & (BLOCK_BYTES - 1)
+    if from_offset > start:
+        fill_part(c, old_page(c, h, first_page), to, 0, from_offset - start)
+    if src == NULL:
+        pm_zero(c, to + (from_offset - start), to_offset - from_offset)
+    else:
+        pm_copy_data(c, to + (from_offset - start), src + (from_offset - offset), to_offset - from_offset)
+    if rest:
+        fill_part(c, old_page(c, h, first_page + pages - 1), to + ((pages - 1) << BLOCK_SHIFT), rest,
+                  BLOCK_BYTES - rest)
+
+
+cdef int append_data(nv_ctx* c, nv_inode_header* h, const uint8_t* src, uint64_t n, uint64_t offset,
+                     uint64_t size, uint64_t now) noexcept nogil:
+    # Allocates, fills and appends write entries for [offset, offset + n) to the operation's last log.
+    # -ENOSPC leaves the undoing to the caller.
+    cdef nv_slot* s = c.slot
+    cdef nv_write_entry e
+    cdef uint64_t page = offset >> BLOCK_SHIFT
+    cdef uint64_t end = (offset + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT
+    cdef uint64_t block, got = 0
+    memset(&e, 0, sizeof(e))
+    e.entry_type = ENTRY_WRITE
+    e.slots = 1
+    e.epoch_id = c.epoch_id
+    e.size = size
+    e.mtime_ns = now
+    while page < end:
+        if log_room(c, h, &s.tx[s.ntx - 1], 1):
+            return -ENOSPC
+        block = blocks_alloc(c, end - page, 0, &got)
+        if block == 0:
+            return -ENOSPC
+        fill_extent(c, h, block, page, got, src, n, offset)
+        fail_point(c, "write.data_copied")
+        e.pgoff = page
+        e.block_nr = <uint32_t>block
+        e.num_pages = <uint32_t>got
+        log_append(c, &s.tx[s.ntx - 1], &e)
+        fail_point(c, "write.entry_appended")
+        pend_done(c)
+        page += got
+    return 0
+
+
+cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uint8_t* src, uint64_t n,
+                          uint64_t offset) noexcept nogil:
+    cdef uint64_t page = offset >> BLOCK_SHIFT
+    cdef uint64_t end = (offset + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT
+    cdef uint64_t size = h.size if h.size > offset + n else offset + n
+    if index_reserve(c, h, &h.index, page, end - 1):
+        return -ENOSPC
+    if c.hdr.snap_live and spare_reserve(c, run_count(c, h, page, end)):
+        return -ENOSPC
+    tx_open(c, ino, h.log_tail_off)
+    if append_data(c, h, src, n, offset, size, nv_file_time_ns()):
+        tx_undo(c)
+        return -ENOSPC
+    log_commit(c, inode_off(c, ino) + PI_LOG_TAIL, c.slot.tx[0].cur_tail)
+    tx_apply(c, h, 0)
+    fail_point(c, "write.applied")
+    return <int64_t>n
+
+
+cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint8_t* src, uint64_t n,
+                        uint64_t offset, bint append, uint64_t* at) noexcept nogil:
+    # All `n` bytes or none. `at` receives the offset that was used.
+    cdef nv_inode_header* h = NULL
+    cdef int64_t rc = inode_lock(c, ino, generation, &h)
+    if rc:
+        return rc
+    rc = op_begin(c, OP_WRITE)
+    if rc == 0:
+        if append:
+            offset = h.size
+        at[0] = offset
+        if h.mode & S_IFMT == S_IFDIR:
+            rc = -EISDIR
+        elif (offset + n + BLOCK_BYTES) >> BLOCK_SHIFT >= <uint64_t>MAX_PAGES or offset + n < offset:
+            rc = -EFBIG
+        elif n:
+            rc = write_locked(c, h, ino, src, n, offset)
+        if rc > 0:
+            count(c, CNT_WRITE_BYTES, n)
+        op_end(c)
+    lock_drop(c, &h.lock)
+    return rc
+
+
+# ---- truncate, preallocate ----------------------------------------------------------------------
+
+cdef void setattr_entry(nv_ctx* c, nv_inode_header* h, nv_setattr_entry* e) noexcept nogil:
+    # An entry that says what the header says.
+    memset(e, 0, sizeof(nv_setattr_entry))
+    e.entry_type = ENTRY_SETATTR
+    e.slots = 1
+    e.epoch_id = c.epoch_id
+    e.mode = h.mode
+    e.nlink = h.nlink
+    e.uid = h.uid
+    e.gid = h.gid
+    e.size = h.size
+    e.mtime_ns = h.mtime_ns
+    e.ctime_ns = nv_file_time_ns()
+    e.atime_ns = h.atime_ns
+
+
+cdef int truncate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t size) noexcept nogil:
+    # The cut page is rewritten with a zero tail, never zeroed in place: a snapshot may hold it.
+    cdef nv_setattr_entry e
+    cdef uint64_t last = size >> BLOCK_SHIFT
+    cdef uint64_t within = size & (BLOCK_BYTES - 1)
+    cdef const uint8_t* old
+    cdef int rc = 0
+    if c.hdr.snap_live and size < h.size and spare_reserve(c, 1 + run_count(c, h, last, <uint64_t>-1)):
+        return -ENOSPC
+    setattr_entry(c, h, &e)
+    e.mtime_ns = e.ctime_ns
+    e.size = size
+    e.flags = ENTRY_FLAG_SIZE if size < h.size else 0
+    tx_open(c, ino, h.log_tail_off)
+    rc = log_room(c, h, &c.slot.tx[0], 1)
+    if rc:
+        return rc
+    log_append(c, &c.slot.tx[0], &e)
+    if size < h.size and within:
+        old = old_page(c, h, last)
+        if old != NULL:
+            # Zeros from the cut on; append_data keeps what is before it.
+            rc = append_data(c, h, NULL, BLOCK_BYTES - within, size, size, e.mtime_ns)
+    if rc:
+        tx_undo(c)
+        return rc
+    log_commit(c, inode_off(c, ino) + PI_LOG_TAIL, c.slot.tx[0].cur_tail)
+    tx_apply(c, h, 0)
+    return 0
+
+
+cdef int file_truncate(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t size) noexcept nogil:
+    cdef nv_inode_header* h = NULL
+    cdef int rc = inode_lock(c, ino, generation, &h)
+    if rc:
+        return rc
+    rc = op_begin(c, OP_SETATTR)
+    if rc == 0:
+        c.privileged = 1             # it gives space back, and its log entry must not be refused
+        if h.mode & S_IFMT == S_IFDIR:
+            rc = -EISDIR
+        elif size >> BLOCK_SHIFT >= <uint64_t>MAX_PAGES:
+            rc = -EFBIG
+        else:
+            rc = truncate_locked(c, h, ino, size)
+        c.privileged = 0
+        op_end(c)
+    lock_drop(c, &h.lock)
+    return rc
+
+
+cdef int fallocate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t offset,
+                          uint64_t length) noexcept nogil:
+    # Zeroed blocks where there are holes; what is there already stays as it is.
+    cdef uint64_t end = (offset + length + BLOCK_BYTES - 1) >> BLOCK_SHIFT
+    cdef uint64_t page = offset >> BLOCK_SHIFT
+    cdef uint64_t size = h.size if h.size > offset + length else offset + length
+    cdef uint64_t now = nv_file_time_ns()
+    cdef uint64_t hole_end
+    cdef uint64_t* cell
+    cdef nv_setattr_entry e
+    cdef int rc = index_reserve(c, h, &h.index, page, end - 1)
+    if rc:
+        return rc
+    tx_open(c, ino, h.log_tail_off)
+    while page < end and rc == 0:
+        cell = index_cell(c, &h.index, page)
+        if cell[0]:
+            page += 1
+            continue
+        hole_end = index_next(c, &h.index, page, end)
+        rc = append_data(c, h, NULL, (hole_end - page) << BLOCK_SHIFT, page << BLOCK_SHIFT, size, now)
+        page = hole_end
+    if rc == 0:
+        setattr_entry(c, h, &e)
+        e.size = size
+        rc = log_room(c, h, &c.slot.tx[0], 1)
+    if rc:
+        tx_undo(c)
+        return rc
+    log_append(c, &c.slot.tx[0], &e)
+    log_commit(c, inode_off(c, ino) + PI_LOG_TAIL, c.slot.tx[0].cur_tail)
+    tx_apply(c, h, 0)
+    return 0
+
+
+cdef int file_fallocate(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t offset,
+                        uint64_t length) noexcept nogil:
+    cdef nv_inode_header* h = NULL
+    cdef int rc
+    if length == 0:
+        return -EINVAL
+    rc = inode_lock(c, ino, generation, &h)
+    if rc:
+        return rc
+    rc = op_begin(c, OP_SETATTR)
+    if rc == 0:
+        if h.mode & S_IFMT == S_IFDIR:
+            rc = -EISDIR
+        elif (offset + length + BLOCK_BYTES) >> BLOCK_SHIFT >= <uint64_t>MAX_PAGES or offset + length < offset:
+            rc = -EFBIG
+        else:
+            rc = fallocate_locked(c, h, ino, offset, length)
+        op_end(c)
+    lock_drop(c, &h.lock)
+    return rc
+
+
+# ---- attributes ---------------------------------------------------------------------------------
+
+cdef int file_setattr(nv_ctx* c, uint64_t ino, uint32_t generation, uint32_t mask,
+                      const nv_attr* attr) noexcept nogil:
+    cdef nv_inode_header* h = NULL
+    cdef nv_setattr_entry e
+    cdef int rc = inode_lock(c, ino, generation, &h)
+    if rc:
+        return rc
+    rc = op_begin(c, OP_SETATTR)
+    if rc == 0:
+        setattr_entry(c, h, &e)
+        if mask & ATTR_MODE:
+            e.mode = (h.mode & S_IFMT) | (attr.mode & 0o7777)
+        if mask & ATTR_UID:
+            e.uid = attr.uid
+        if mask & ATTR_GID:
+            e.gid = attr.gid
+        if mask & ATTR_ATIME:
+            e.atime_ns = attr.atime_ns
+        if mask & ATTR_MTIME:
+            e.mtime_ns = attr.mtime_ns
+        tx_open(c, ino, h.log_tail_off)
+        rc = log_room(c, h, &c.slot.tx[0], 1)
+        if rc == 0:
+            log_append(c, &c.slot.tx[0], &e)
+            log_commit(c, inode_off(c, ino) + PI_LOG_TAIL, c.slot.tx[0].cur_tail)
+            tx_apply(c, h, 0)
+        op_end(c)
+    lock_drop(c, &h.lock)
+    return rc
+
+
+cdef void read_attr(nv_ctx* c, nv_inode_header* h, uint64_t ino, nv_attr* attr) noexcept nogil:
+    attr.ino = ino
+    attr.size = h.size
+    attr.mtime_ns = h.mtime_ns
+    attr.ctime_ns = h.ctime_ns
+    attr.atime_ns = h.atime_ns
+    attr.mode = h.mode
+    attr.nlink = h.nlink
+    attr.uid = h.uid
+    attr.gid = h.gid
+    attr.blocks = h.blocks
+    attr.generation = h.generation
+    if h.mode & S_IFMT == S_IFDIR:
+        attr.size = <uint64_t>h.log_pages * BLOCK_BYTES
+        attr.blocks = h.log_pages
+
+
+cdef int file_getattr(nv_ctx* c, uint64_t ino, uint32_t generation, nv_attr* attr) noexcept nogil:
+    # Optimistic; -ESTALE if that life of the inode is over.
+    cdef nv_inode_header* h = header_of(c, ino)
+    cdef uint32_t seq
+    cdef int tries, rc
+    if h == NULL:
+        return -EINVAL
+    for tries in range(OPTIMISTIC_TRIES):
+        seq = seq_read(h)
+        if seq & 1:
+            nv_pause()
+            continue
+        if h.mode == 0 or (generation and h.generation != generation):
+            break
+        read_attr(c, h, ino, attr)
+        attr.birth_time_ns = inode_at(c, ino).birth_time_ns
+        if seq_same(h, seq):
+            return 0
+    rc = inode_lock(c, ino, generation, &h)
+    if rc == 0:
+        read_attr(c, h, ino, attr)
+        attr.birth_time_ns = inode_at(c, ino).birth_time_ns
+        lock_drop(c, &h.lock)
+    return rc

@@ -1,0 +1,165 @@
+"""The one door to PMEM: stores, copies, write-backs, fences, timing emulation and the trace."""
+
+from libc.stdlib cimport realloc
+from libc.string cimport memcpy, memset, strcmp
+from nova_mp.core.arch cimport (NV_DEBUG_BUILD, NV_FLUSH_NONE, nv_assert, nv_copy_nt, nv_crc32c,
+                                nv_flush_lines,
+                                nv_kill_self, nv_spin_ns, nv_store64, nv_store_fence)
+from nova_mp.core.dram cimport MEDIA_PMEM
+from nova_mp.core.layout cimport BLOCK_BYTES, MAGIC_SUPERBLOCK, SUPERBLOCK_OFF
+
+cdef enum:
+    # Below this an ordinary copy wins on a DRAM medium: the data is used again soon. Measured with
+    # 1 MiB writes over recycled blocks, which stay in the last-level cache.
+    NT_BYTES = 4194304
+
+
+cdef void trace_add(nv_ctx* c, uint32_t kind, uint64_t off, uint64_t n) noexcept nogil:
+    cdef nv_trace* t = c.a.trace
+    cdef uint64_t payload = n if kind <= TRACE_COPY_NT else 0
+    cdef uint64_t need = t.used + 24 + payload
+    cdef uint8_t* grown
+    cdef uint64_t* head
+    if need > t.capacity:
+        grown = <uint8_t*>realloc(t.buffer, need * 2)
+        if grown == NULL:
+            t.failed = 1
+            return
+        t.buffer = grown
+        t.capacity = need * 2
+    head = <uint64_t*>(t.buffer + t.used)
+    memcpy(&head[0], &off, 8)
+    memcpy(&head[1], &n, 8)
+    memcpy(&head[2], &kind, 4)
+    memset(<uint8_t*>&head[2] + 4, 0, 4)
+    if payload:
+        memcpy(t.buffer + t.used + 24, c.pm + off, payload)
+    t.used = need
+
+
+cdef void flush_slow(nv_ctx* c, uint64_t off, uint64_t n) noexcept nogil:
+    if c.a.flush_how != NV_FLUSH_NONE:
+        nv_flush_lines(c.pm + off, n, c.a.flush_how)
+    if c.a.media_mode == MEDIA_PMEM:
+        c.media_lines += ((off & 63) + n + 63) >> 6
+        c.media_bytes += n
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_FLUSH, off, n)
+
+
+cdef void fence_slow(nv_ctx* c) noexcept nogil:
+    cdef uint64_t ns
+    if c.a.media_mode:
+        nv_store_fence()
+    if c.a.media_mode == MEDIA_PMEM:
+        # Write-backs of different lines overlap in the device: the first costs its latency, all
+        # together are bounded by the bandwidth.
+        ns = c.hdr.fence_ns
+        if c.media_lines:
+            ns += c.hdr.flush_ns
+        if c.hdr.write_bytes_per_us:
+            ns += c.media_bytes * 1000 // c.hdr.write_bytes_per_us
+        c.media_lines = 0
+        c.media_bytes = 0
+        nv_spin_ns(ns)
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_FENCE, 0, 0)
+
+
+cdef void pm_read_delay(nv_ctx* c, uint64_t n) noexcept nogil:
+    cdef uint64_t ns
+    if c.a.media_mode == MEDIA_PMEM:
+        ns = c.hdr.read_ns
+        if c.hdr.read_bytes_per_us:
+            ns += n * 1000 // c.hdr.read_bytes_per_us
+        nv_spin_ns(ns)
+
+
+cdef void pm_copy(nv_ctx* c, uint64_t off, const void* src, uint64_t n) noexcept nogil:
+    # Metadata: ordinary stores, the caller flushes.
+    nv_assert(off + n <= c.a.pm_bytes, "PMEM store outside the arena", off)
+    memcpy(c.pm + off, src, n)
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_STORE, off, n)
+
+
+cdef void pm_copy_data(nv_ctx* c, uint64_t off, const void* src, uint64_t n) noexcept nogil:
+    # File data: persistent at the next fence, whatever the medium.
+    nv_assert(off + n <= c.a.pm_bytes, "PMEM copy outside the arena", off)
+    if c.a.media_mode or n >= NT_BYTES:
+        nv_copy_nt(c.pm + off, <const uint8_t*>src, n)
+        if c.a.media_mode == MEDIA_PMEM:
+            c.media_bytes += n
+        # Streaming stores cover whole lines of an aligned destination; the edges are ordinary.
+        if c.a.flush_how != NV_FLUSH_NONE and ((off | n) & 63):
+            nv_flush_lines(c.pm + off, 64, c.a.flush_how)
+            nv_flush_lines(c.pm + off + n - 1, 1, c.a.flush_how)
+    else:
+        memcpy(c.pm + off, src, n)
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_COPY_NT, off, n)
+
+
+cdef void pm_zero(nv_ctx* c, uint64_t off, uint64_t n) noexcept nogil:
+    # Persistent at the next fence.
+    nv_assert(off + n <= c.a.pm_bytes, "PMEM store outside the arena", off)
+    memset(c.pm + off, 0, n)
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_STORE, off, n)
+    pm_flush(c, off, n)
+
+
+cdef void pm_store64(nv_ctx* c, uint64_t off, uint64_t value) noexcept nogil:
+    nv_assert(off + 8 <= c.a.pm_bytes and (off & 7) == 0, "PMEM word outside or unaligned", off)
+    nv_store64(<uint64_t*>(c.pm + off), value)
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_STORE, off, 8)
+
+
+cdef void pm_store32(nv_ctx* c, uint64_t off, uint32_t value) noexcept nogil:
+    nv_assert(off + 4 <= c.a.pm_bytes, "PMEM word outside the arena", off)
+    (<uint32_t*>(c.pm + off))[0] = value
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_STORE, off, 4)
+
+
+cdef void pm_store16(nv_ctx* c, uint64_t off, uint16_t value) noexcept nogil:
+    nv_assert(off + 2 <= c.a.pm_bytes, "PMEM word outside the arena", off)
+    (<uint16_t*>(c.pm + off))[0] = value
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_STORE, off, 2)
+
+
+cdef bint superblock_valid(const nv_superblock* sb) noexcept nogil:
+    cdef nv_superblock copy = sb[0]
+    copy.csum = 0
+    return sb.magic == MAGIC_SUPERBLOCK and sb.csum == ~nv_crc32c(0xFFFFFFFF, &copy, sizeof(copy))
+
+
+cdef const nv_superblock* superblock_newest(nv_ctx* c) noexcept nogil:
+    # The valid copy with the larger sequence number, NULL if there is none.
+    cdef const nv_superblock* a = <const nv_superblock*>(c.pm + SUPERBLOCK_OFF)
+    cdef const nv_superblock* b = <const nv_superblock*>(c.pm + c.a.pm_bytes - BLOCK_BYTES)
+    if not superblock_valid(b):
+        return a if superblock_valid(a) else NULL
+    return a if superblock_valid(a) and a.sequence >= b.sequence else b
+
+
+cdef void superblock_write(nv_ctx* c, nv_superblock* sb) noexcept nogil:
+    # One copy after the other: at each moment one of them is whole.
+    cdef uint64_t copy_off = c.a.pm_bytes - BLOCK_BYTES
+    sb.sequence += 1
+    sb.csum = 0
+    sb.csum = ~nv_crc32c(0xFFFFFFFF, sb, sizeof(nv_superblock))
+    pm_copy(c, copy_off, sb, sizeof(nv_superblock))
+    pm_persist(c, copy_off, sizeof(nv_superblock))
+    pm_copy(c, SUPERBLOCK_OFF, sb, sizeof(nv_superblock))
+    pm_persist(c, SUPERBLOCK_OFF, sizeof(nv_superblock))
+
+
+cdef void fail_point(nv_ctx* c, const char* name) noexcept nogil:
+    # Debug builds die here when the point is armed (NOVA_MP_FAILPOINT=name:count).
+    if NV_DEBUG_BUILD and c.a.failpoint != NULL and strcmp(c.a.failpoint, name) == 0:
+        c.a.failpoint_count -= 1
+        if c.a.failpoint_count == 0:
+            nv_kill_self()

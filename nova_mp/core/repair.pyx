@@ -1,0 +1,314 @@
+"""Repair of dead threads' slots."""
+
+from libc.stdint cimport uint64_t
+from nova_mp.core.alloc cimport (blocks_free, dpend_repair, dram_free, page_bitmap, pages_repair,
+                                 pend_done, region_repair, slab_repair)
+from nova_mp.core.arch cimport nv_load32, nv_store64
+from nova_mp.core.dir cimport dir_recount
+from nova_mp.core.dram cimport (CELL_SNAPSHOT, CNT_REPAIRS, DRAM_PAGE, INODE_DEAD, LOCK_OWNER,
+                                NV_FROZEN, OPEN_CELLS, OP_CLEAN, OP_NONE, OP_SNAPSHOT_CREATE,
+                                OP_SNAPSHOT_DELETE, SLOT_ACTIVE, count, cpu_at, nv_cpu,
+                                nv_inode_header, nv_slot, nv_snapshot, nv_tx, slot_at)
+from nova_mp.core.index cimport index_next, index_prune
+from nova_mp.core.inode cimport (PI_LOG_HEAD, S_IFDIR, S_IFMT, evict, evict_reserve, finish_release,
+                                 header_of, inode_abandon, inode_at, inode_destroy, inode_off,
+                                 inodes_repair, tx_undo)
+from nova_mp.core.journal cimport journal_recover
+from nova_mp.core.layout cimport (BLOCK_SHIFT, ENTRY_WRITE, INODE_VALID, LINE_BYTES, SNAPSHOT_INO,
+                                  nv_snapshot_info, nv_write_entry)
+from nova_mp.core.log cimport log_position, page_of, page_tail
+from nova_mp.core.namei cimport handle_close, recount_opens, unlinked
+from nova_mp.core.pmem cimport block_off, pm_word
+from nova_mp.core.reclaim cimport gc_continue
+from nova_mp.core.snapshot cimport (list_repair, list_tail, snap_create_finish, snap_delete_finish,
+                                    snap_find, spare_drop)
+from nova_mp.core.sync cimport (RANK_JOURNAL, RANK_REAP, RANK_SNAPSHOT, ctx_init, lock_drop,
+                                lock_drop_all, lock_take, repair_lock_drop, repair_lock_take, seq_end,
+                                slot_dead, slot_give_back)
+
+
+# ---- A: leaf locks ------------------------------------------------------------------------------
+
+cdef inline bint held(nv_ctx* d, uint32_t* word) noexcept nogil:
+    return nv_load32(word) & LOCK_OWNER == d.id
+
+
+cdef void repair_leaves(nv_ctx* d) noexcept nogil:
+    # From the innermost outwards: each is in order before it is freed.
+    cdef uint32_t i
+    cdef nv_cpu* cpu
+    if held(d, &d.hdr.pages.lock):
+        pages_repair(d)
+        lock_drop(d, &d.hdr.pages.lock)
+    for i in range(d.hdr.cpus):
+        cpu = cpu_at(d, i)
+        if held(d, &cpu.blocks.lock):
+            region_repair(d, &cpu.blocks)
+            lock_drop(d, &cpu.blocks.lock)
+        if held(d, &cpu.slab_lock):
+            slab_repair(d, i)
+            lock_drop(d, &cpu.slab_lock)
+        if held(d, &cpu.snap_lock):
+            list_repair(d, i)
+            lock_drop(d, &cpu.snap_lock)
+        if held(d, &cpu.inode_lock):
+            inodes_repair(d, i)
+            lock_drop(d, &cpu.inode_lock)
+        if held(d, &cpu.journal_lock):
+            journal_recover(d, i)
+            lock_drop(d, &cpu.journal_lock)
+
+
+# ---- B: the operation ---------------------------------------------------------------------------
+
+cdef bint appended(nv_ctx* d, uint64_t block) noexcept nogil:
+    # Does an entry that the operation appended refer to the block?
+    cdef nv_tx* t
+    cdef nv_write_entry* e
+    cdef uint64_t pos
+    cdef uint32_t i
+    for i in range(d.slot.ntx):
+        t = &d.slot.tx[i]
+        pos = log_position(d, t.old_tail, t.cur_tail)
+        while pos != t.cur_tail:
+            e = <nv_write_entry*>(d.pm + pos)
+            if e.entry_type == ENTRY_WRITE and e.block_nr == block:
+                return True
+            pos = log_position(d, pos + e.slots * LINE_BYTES, t.cur_tail)
+    return False
+
+
+cdef void repair_pending(nv_ctx* d) noexcept nogil:
+    # Blocks that were taken and that nothing refers to go back.
+    cdef nv_slot* s = d.slot
+    cdef uint64_t block = s.pend_block
+    cdef uint64_t n = s.pend_len
+    if n == 0:
+        return
+    if s.pend_link_off:
+        if pm_word(d, s.pend_link_off) == block_off(block):
+            n = 0
+    elif (s.gc_ino and s.gc_head == block_off(block)) or appended(d, block):
+        n = 0
+    pend_done(d)
+    if n:
+        blocks_free(d, block, n)
+
+
+cdef bint committed(nv_ctx* d) noexcept nogil:
+    # REP-1. Logs of one operation commit together, so the first one tells.
+    cdef nv_tx* t = &d.slot.tx[0]
+    if d.slot.ntx == 0 or t.ino == 0:
+        return False
+    return pm_word(d, inode_off(d, t.ino) + 24) != t.old_tail
+
+
+cdef void repair_create(nv_ctx* d) noexcept nogil:
+    # An inode that was being made: complete once its state word is set.
+    cdef nv_slot* s = d.slot
+    cdef uint64_t ino = s.new_ino
+    if inode_at(d, ino).ino == ino and inode_at(d, ino).state == INODE_VALID:
+        s.new_ino = 0
+        return
+    if s.ntx and s.tx[0].ino == ino and not committed(d):
+        tx_undo(d)
+    s.ntx = 0
+    inode_abandon(d, ino)
+
+
+cdef void repair_snapshot(nv_ctx* d) noexcept nogil:
+    cdef nv_slot* s = d.slot
+    cdef nv_snapshot* snapshot
+    if s.op == OP_SNAPSHOT_CREATE:
+        if committed(d):
+            snap_create_finish(d)
+        elif s.arg:
+            # Too little is known to free the descriptor; a mount gives its memory back.
+            s.arg = 0
+        s.ntx = 0
+    elif s.op == OP_SNAPSHOT_DELETE and s.arg:
+        snapshot = <nv_snapshot*>(d.dram + s.arg)
+        if (<nv_snapshot_info*>(d.pm + snapshot.info_off)).deleted:
+            snap_delete_finish(d, s.arg)
+
+
+cdef void repair_operation(nv_ctx* d) noexcept nogil:
+    cdef nv_slot* s = d.slot
+    cdef bint cleaning = s.op == OP_CLEAN and s.arg and (s.rel_state or s.evict_ino)
+    cdef uint64_t deleted = s.rel_ino if s.rel_state else 0
+    cdef nv_inode_header* h
+    cdef uint32_t i
+    repair_pending(d)
+    finish_release(d)
+    if cleaning:
+        if deleted and s.evict_ino == 0 and not header_of(d, deleted).flags & 4:
+            s.evict_ino = deleted
+        list_tail(d, s.arg).padding = s.step
+    if s.gc_ino:
+        gc_continue(d)
+    if s.op == OP_SNAPSHOT_CREATE or s.op == OP_SNAPSHOT_DELETE:
+        repair_snapshot(d)
+    if s.new_ino and s.evict_ino == 0:
+        repair_create(d)
+    if committed(d):
+        for i in range(s.ntx):
+            if s.tx[i].ino:
+                unlinked(d, header_of(d, s.tx[i].ino), s.tx[i].ino, i)
+    else:
+        tx_undo(d)
+    if s.evict_ino:
+        h = header_of(d, s.evict_ino)
+        if inode_at(d, s.evict_ino).state == INODE_VALID and not cleaning:
+            evict(d, h, s.evict_ino)
+        else:
+            inode_destroy(d, s.evict_ino)
+
+
+cdef void recount(nv_ctx* d, nv_inode_header* h, uint64_t ino) noexcept nogil:
+    # Counters of an inode that was locked when its holder died.
+    cdef uint64_t pos, page
+    if h.mode & S_IFMT == S_IFDIR:
+        dir_recount(d, h)
+        if h.flags & INODE_DEAD:
+            h.nlink = 0
+    else:
+        h.blocks = 0
+        pos = index_next(d, &h.index, 0, <uint64_t>-1)
+        while pos != <uint64_t>-1:
+            h.blocks += 1
+            pos = index_next(d, &h.index, pos + 1, <uint64_t>-1)
+    h.log_pages = 1
+    page = inode_at(d, ino).log_head_off
+    while page != page_of(h.log_tail_off - 1) and page:
+        h.log_pages += 1
+        page = page_tail(d, page).next_page_off
+    recount_opens(d, h, ino)
+
+
+cdef uint64_t ino_of_lock(nv_ctx* d, uint64_t lock_off) noexcept nogil:
+    # Inode number of a header's lock word, 0 if it is another kind of lock. Headers are found by
+    # their chunk: its descriptor, at the chunk's start, names table and number.
+    cdef uint64_t ino, table, chunk, off
+    for table in range(128):
+        chunk = 0
+        while True:
+            off = chunk_dram(d, table, chunk)
+            if off == 0:
+                break
+            if lock_off >= off and lock_off < off + 65536:
+                ino = chunk << 16 | table << 9 | (lock_off - off) >> 7
+                return ino
+            chunk += 1
+    return 0
+
+
+cdef inline uint64_t chunk_dram(nv_ctx* d, uint64_t table, uint64_t chunk) noexcept nogil:
+    cdef nv_inode_header* h = header_of(d, chunk << 16 | table << 9 | 1)
+    return <uint64_t>(<char*>h - <char*>d.dram) - 128 if h != NULL else 0
+
+
+cdef void free_inode_locks(nv_ctx* d) noexcept nogil:
+    cdef nv_slot* s = d.slot
+    cdef uint32_t* word
+    cdef uint64_t ino
+    while s.nlocks:
+        word = <uint32_t*>(d.dram + s.locks[s.nlocks - 1])
+        if not held(d, word):
+            s.nlocks -= 1
+            continue
+        ino = ino_of_lock(d, s.locks[s.nlocks - 1])
+        if ino and (<nv_inode_header*>word).mode:
+            recount(d, <nv_inode_header*>word, ino)
+        if ino and nv_load32(&(<nv_inode_header*>word).seq) & 1:
+            seq_end(<nv_inode_header*>word)
+        lock_drop(d, word)
+
+
+cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
+    # Frees the locks of a dead thread. A caller that holds leaf locks gets phase A only, which is
+    # enough to free the leaf lock that it waits for.
+    cdef nv_ctx d
+    cdef bint leaves_only = c.in_repair or (c.slot.nlocks >= 2
+                                            and c.ranks[c.slot.nlocks - 2] >= <uint64_t>RANK_JOURNAL)
+    if not c.in_repair and repair_lock_take(c):
+        return 0
+    if slot_dead(slot_at(c, owner - 1)) and slot_at(c, owner - 1).state & 3 == SLOT_ACTIVE:
+        ctx_init(&d, c.a, owner - 1)
+        d.epoch_id = d.slot.epoch_id
+        d.in_repair = 1
+        d.privileged = 1
+        repair_leaves(&d)
+        if not leaves_only and (d.slot.nlocks or d.slot.epoch_id or d.slot.pend_len or d.slot.dpend_off):
+            repair_operation(&d)
+            dpend_repair(&d)
+            if d.slot.build.root:
+                index_prune(&d, &d.slot.build, 0)
+            free_inode_locks(&d)
+            spare_drop(&d)
+            d.slot.ntx = 0
+            d.slot.op = OP_NONE
+            d.slot.arg = 0
+            nv_store64(&d.slot.epoch_id, 0)
+            count(c, CNT_REPAIRS, 1)
+    if not c.in_repair:
+        repair_lock_drop(c)
+    return 0
+
+
+# ---- C: the process -----------------------------------------------------------------------------
+
+cdef int close_cell(nv_ctx* c, uint64_t* cell) noexcept nogil:
+    cdef nv_snapshot* s
+    if not cell[0] & <uint64_t>CELL_SNAPSHOT:
+        return handle_close(c, cell)
+    lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+    s = snap_find(c, cell[0] & ~<uint64_t>CELL_SNAPSHOT)
+    if s != NULL and s.opens:
+        s.opens -= 1
+    cell[0] = 0
+    lock_drop(c, &c.hdr.snapshot_lock)
+    return 0
+
+
+cdef int close_table(nv_ctx* c, nv_slot* s) noexcept nogil:
+    cdef uint64_t page = s.open_head
+    cdef uint64_t* cells
+    cdef uint32_t k
+    cdef int rc
+    while page:
+        cells = <uint64_t*>(c.dram + page)
+        for k in range(OPEN_CELLS):
+            if cells[k]:
+                rc = close_cell(c, &cells[k])
+                if rc:
+                    return rc
+        s.open_head = cells[OPEN_CELLS]
+        dram_free(c, page, DRAM_PAGE)
+        page = s.open_head
+    return 0
+
+
+cdef int reap_slot(nv_ctx* c, uint32_t nr) noexcept nogil:
+    # For a caller that holds no locks. 1: freed a dead slot; 0: it lives; NV_FROZEN: try again later.
+    # The reaper closes in its own name: the dead slot holds no locks any more, and others would take
+    # locks held in its name for a dead man's.
+    cdef nv_slot* s = slot_at(c, nr)
+    cdef uint64_t page
+    cdef int rc = 0
+    if s == c.slot or not slot_dead(s):
+        return 0
+    if s.state & 3 == SLOT_ACTIVE:
+        repair_slot(c, nr + 1)
+    lock_take(c, &c.hdr.reap_lock, RANK_REAP)
+    if slot_dead(s):
+        if s.state & 3 == SLOT_ACTIVE:
+            rc = close_table(c, s)
+            while rc == 0 and s.spare_head:
+                page = s.spare_head
+                s.spare_head = list_tail(c, page).next_page_off
+                dram_free(c, page, DRAM_PAGE)
+        if rc == 0:
+            slot_give_back(c, s)
+            rc = 1
+    lock_drop(c, &c.hdr.reap_lock)
+    return rc
