@@ -13,6 +13,7 @@ records        self-describing, checksummed blocks, and the prefix check of a sn
 workload       operation streams: which call, on which file, at which offset
 peers          other file systems behind the calls that a workload makes
 arena          an arena and its engine for the time of one measurement
+pool, process  client processes: started together, told things, ended in any case
 loadclient     one client process of a load job
 loadgen        a load job from start to result: clients, snapshots, repeats, peers
 timing         fair timed loops: interleaved, prebound, without the garbage collector

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import random
-import signal
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
@@ -311,7 +310,6 @@ def entries(file_system: Any, top: str) -> Iterator[tuple[str, bool]]:
 
 def main(pipe: Connection, *arguments: Any) -> None:
     """The process: obey the pipe until it says finish or closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         client = DemoClient(lambda value: pipe.send(("note", value)), *arguments)
     except Exception as error:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import random
-import signal
 import time
 from array import array
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from typing import Any
 from .histogram import Histogram
 from .job import ClientGroup
 from .peers import DirectoryFileSystem
+from .pool import SharedNumbers
 from .records import check_prefix
 from .workload import Step, Workload
 
@@ -64,7 +64,8 @@ class LoadClient:
     """Runs one client's stream; keeps its place in it from one measurement to the next."""
 
     def __init__(
-        self, target: Target, group: ClientGroup, client: int, seed: int, marks: Any | None
+        self, target: Target, group: ClientGroup, client: int, seed: int,
+        marks: SharedNumbers | None,
     ) -> None:
         """``marks`` (shared memory, two numbers a client) is there when blocks are verified: how
         many writes of this client have begun, and how many have returned."""
@@ -241,8 +242,6 @@ def wait_until(instant: int) -> None:
 
 def main(pipe: Connection, *arguments: Any) -> None:
     """The process: obey the pipe until it says finish or closes."""
-    # The terminal's Ctrl-C reaches the whole group; the parent decides when a client stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         client = LoadClient(*arguments)
     except Exception as error:

@@ -22,7 +22,7 @@ from .histogram import Histogram, merge
 from .job import Job
 from .loadclient import Target
 from .peers import file_system_of, scratch_directory
-from .pool import Pool, shared_numbers
+from .pool import Pool, SharedNumbers
 
 Progress = Callable[[str, float, float], None]
 OUTPUT_VERSION = 1
@@ -42,7 +42,7 @@ def run_load(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     environment = describe(cpus=job.arena.cpus, processes=job.processes)
     with ExitStack() as stack:
         arena = stack.enter_context(temporary_arena(job.arena, "bench"))
-        marks = shared_numbers(2 * job.processes) if job.run.verify else None
+        marks = stack.enter_context(_marks(job))
         subjects = [
             stack.enter_context(_subject(job, "nova_mp", arena.name, marks)),
             *(
@@ -111,7 +111,7 @@ class Subject:
 
 
 @contextmanager
-def _subject(job: Job, name: str, where: str, marks: Any | None) -> Iterator[Subject]:
+def _subject(job: Job, name: str, where: str, marks: SharedNumbers | None) -> Iterator[Subject]:
     """The arena, or a peer's directory, with clients that have laid out their files."""
     directory = name != "nova_mp"
     arguments: list[tuple[Any, ...]] = []
@@ -128,9 +128,24 @@ def _subject(job: Job, name: str, where: str, marks: Any | None) -> Iterator[Sub
 @contextmanager
 def _peer_subject(job: Job, kind: str, path: str) -> Iterator[Subject]:
     # A peer checks its blocks as the arena's clients do, or the comparison would not be fair.
-    marks = shared_numbers(2 * job.processes) if job.run.verify else None
-    with scratch_directory(path) as where, _subject(job, kind, where, marks) as subject:
+    with (
+        _marks(job) as marks, scratch_directory(path) as where,
+        _subject(job, kind, where, marks) as subject,
+    ):
         yield subject
+
+
+@contextmanager
+def _marks(job: Job) -> Iterator[SharedNumbers | None]:
+    """Where clients publish how many writes have begun and returned, when blocks are verified."""
+    if not job.run.verify:
+        yield None
+        return
+    marks = SharedNumbers(2 * job.processes)
+    try:
+        yield marks
+    finally:
+        marks.close()
 
 
 def _summarise(repeats: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -187,7 +202,7 @@ def _ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float | Non
 class SnapshotSchedule:
     """Takes snapshots while the arena is measured, and deletes all but the newest few."""
 
-    def __init__(self, job: Job, arena: str, marks: Any | None) -> None:
+    def __init__(self, job: Job, arena: str, marks: SharedNumbers | None) -> None:
         self.plan = job.snapshots
         self.arena = arena
         self.marks = marks
@@ -242,7 +257,7 @@ class SnapshotSchedule:
 
     def _marks(self, *, returned: bool) -> list[int]:
         """Of each client: how many writes have returned, or have begun."""
-        return list(self.marks)[int(returned) :: 2] if self.marks is not None else []
+        return self.marks.tolist()[int(returned) :: 2] if self.marks is not None else []
 
     def result(self) -> dict[str, Any] | None:
         """What was taken; None when the job has no snapshots."""

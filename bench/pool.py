@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import mmap
+import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
 from nova_mp.errors import NovaError
 
-# A fork would copy our ZeroMQ sockets and mappings into the client; a fresh interpreter has none.
-_CONTEXT = multiprocessing.get_context("spawn")
 # After being asked to end, a client has this long before it is killed.
 GRACE_S = 5.0
 
@@ -21,9 +24,36 @@ class ClientFailed(NovaError):
     """A client process reported an error, or died."""
 
 
-def shared_numbers(count: int) -> Any:
-    """``count`` unsigned 64-bit zeros in memory that clients of a pool can be given."""
-    return _CONTEXT.RawArray("Q", count)
+class SharedNumbers:
+    """Unsigned 64-bit numbers, zero at first, in memory that clients of a pool can be given."""
+
+    def __init__(self, count: int, fd: int | None = None) -> None:
+        self.count = count
+        self.fd = os.memfd_create("numbers", 0) if fd is None else fd
+        if fd is None:
+            os.ftruncate(self.fd, 8 * count)
+        self._map = mmap.mmap(self.fd, 8 * count)
+        self._numbers = memoryview(self._map).cast("Q")
+
+    def __getitem__(self, index: int) -> int:
+        return self._numbers[index]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._numbers[index] = value
+
+    def tolist(self) -> list[int]:
+        """All of them now, one after the other."""
+        return self._numbers.tolist()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A client inherits the descriptor under its number.
+        return SharedNumbers, (self.count, self.fd)
+
+    def close(self) -> None:
+        """Give the memory back; clients keep theirs."""
+        self._numbers.release()
+        self._map.close()
+        os.close(self.fd)
 
 
 class Pool:
@@ -42,16 +72,29 @@ class Pool:
     ) -> None:
         self._on_note = on_note
         self.pipes: list[Connection] = []
-        self.processes: list[Any] = []
-        for index, values in enumerate(arguments):
-            ours, theirs = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(
-                target=main, args=(theirs, *values), name=f"bench-client-{index}", daemon=True
+        self.processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for values in arguments:
+                self._start(main, values)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, main: Callable[..., None], values: tuple[Any, ...]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            inherited = [value.fd for value in values if isinstance(value, SharedNumbers)]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nova_mp.bench.process", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), *inherited),
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
+        self.processes.append(process)
+        self.pipes.append(Connection(ours.detach()))
+        try:
+            self.pipes[-1].send((main, values))
+        except OSError as error:
+            raise self._dead(len(self.pipes) - 1) from error
 
     def __enter__(self) -> Pool:
         return self
@@ -117,8 +160,9 @@ class Pool:
 
     def _dead(self, index: int) -> ClientFailed:
         process = self.processes[index]
-        process.join(1.0)
-        return ClientFailed(f"client {index} died (exit code {process.exitcode})")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        return ClientFailed(f"client {index} died (exit code {process.returncode})")
 
     def close(self) -> None:
         """Close the pipes, which ends the processes, and terminate those that stay."""
@@ -126,9 +170,10 @@ class Pool:
             pipe.close()
         deadline = time.monotonic() + GRACE_S
         for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 process.kill()
-                process.join()
+                process.wait()
         self.pipes.clear()
         self.processes.clear()

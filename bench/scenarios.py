@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import statistics
 import time
 from dataclasses import dataclass
@@ -92,7 +91,6 @@ class Scaling:
 
 def scaling_main(pipe: Connection, target: Target, case: Case, index: int) -> None:
     """One process of `Scaling`, on a core of its own where there are enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cores = sorted(os.sched_getaffinity(0))
     if index < len(cores):
         os.sched_setaffinity(0, {cores[index]})

@@ -15,7 +15,7 @@ from nova_mp.bench.histogram import Histogram
 from nova_mp.bench.job import ClientGroup
 from nova_mp.bench.loadclient import LoadClient, Target, clock
 from nova_mp.bench.peers import DirectoryFileSystem, file_system_of, scratch_directory
-from nova_mp.bench.pool import ClientFailed, Pool, shared_numbers
+from nova_mp.bench.pool import ClientFailed, Pool, SharedNumbers
 from nova_mp.bench.records import RecordError
 from nova_mp.bench.workload import Workload, make_stream
 
@@ -78,11 +78,11 @@ def load_client(tmp_path: Path, marks: Any = None, **changes: Any) -> LoadClient
 
 def test_a_closed_loop_counts_what_it_did(tmp_path: Path) -> None:
     client = load_client(tmp_path)
-    start = clock() + 1_000_000
+    start = clock() + 300_000_000
     result = client.measure(start, 20_000_000, 100_000_000)
     client.finish()
     service = Histogram.unpack(result["latency"]["service"])
-    assert result["operations"] == service.count > 1000
+    assert result["operations"] == service.count > 100
     parts = [Histogram.unpack(one).count for one in result["by_operation"].values()]
     assert sum(parts) == service.count
     assert result["bytes"] == service.count * 4096
@@ -103,7 +103,7 @@ def test_a_second_measurement_goes_on_in_the_stream(tmp_path: Path) -> None:
 
 def test_an_open_loop_keeps_to_its_schedule(tmp_path: Path) -> None:
     client = load_client(tmp_path, rate=2000.0)
-    result = client.measure(clock() + 1_000_000, 50_000_000, 100_000_000)
+    result = client.measure(clock() + 300_000_000, 50_000_000, 100_000_000)
     client.finish()
     assert result["operations"] == 200
 
@@ -112,7 +112,7 @@ def test_a_slow_operation_delays_those_after_it_and_they_are_charged(tmp_path: P
     """A pause of 20 ms in one call of a loop at 1 ms: about 20 operations answer late."""
     client = load_client(tmp_path, rate=1000.0, mix=(("read", 1.0),))
     function, arguments = client.bound[30]
-    ready = clock() + 5_000_000
+    ready = clock() + 300_000_000
 
     def slow(*values: Any) -> Any:
         loadclient.wait_until(clock() + 20_000_000)
@@ -137,7 +137,7 @@ def test_a_poisson_schedule_has_the_rate(tmp_path: Path) -> None:
 
 
 def test_verification_checks_reads_and_all_blocks(tmp_path: Path) -> None:
-    marks = shared_numbers(2)
+    marks = SharedNumbers(2)
     client = load_client(tmp_path, marks)
     client.measure(clock(), 0, 50_000_000)
     assert client.check_live() == 32
@@ -146,7 +146,7 @@ def test_verification_checks_reads_and_all_blocks(tmp_path: Path) -> None:
 
 
 def test_verification_sees_a_block_that_somebody_changed(tmp_path: Path) -> None:
-    client = load_client(tmp_path, shared_numbers(2))
+    client = load_client(tmp_path, SharedNumbers(2))
     with open(tmp_path / "client-0" / "file-1", "r+b") as file:
         file.seek(5 * 4096 + 100)
         file.write(b"?")
