@@ -16,7 +16,7 @@ from nova_mp.cli.report import Report
     "freeze",
     subject="name",
     examples="""
-        nova-mp freeze demo --timeout 60     at most a minute
+        nova-mp freeze demo --timeout 300    at most five minutes
         nova-mp unfreeze demo
     """,
 )
@@ -24,7 +24,7 @@ from nova_mp.cli.report import Report
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
-    default=5.0,
+    default=60.0,
     show_default=True,
     metavar="SECONDS",
     help="How long to wait for running operations, and when it thaws by itself.",
@@ -33,11 +33,12 @@ def command(report: Report, name: str, timeout: float) -> dict[str, Any]:
     """Hold all operations until unfreeze.
 
     What runs has finished when this returns, and the medium is clean: a byte copy of it mounts with
-    nothing to recover.
+    nothing to recover. It stays frozen when the command ends, for the time given at most.
     """
-    import nova_mp
+    from nova_mp.client.control import ControlClient
 
-    with nova_mp.attach(name) as fs:
-        fs.freeze(timeout)
+    # FileSystem.freeze ends when its process does, which for a command would be at once.
+    with ControlClient(name) as control:
+        control.freeze(timeout, hold=False)
     report.say(f"{name} is frozen for {timeout:g} s at most; let it go on: nova-mp unfreeze {name}")
     return {"name": name, "timeout_seconds": timeout}

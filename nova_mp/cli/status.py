@@ -118,10 +118,11 @@ def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
 
 def _state(arena: dict[str, Any]) -> str:
     state = str(arena["state"])
+    holder = f"by pid {arena['freeze_holder']}; " if arena.get("freeze_holder") else ""
     hints = {
         "crashed": f"the next start recovers it: nova-mp start {arena['name']}",
         "stopped": f"start it: nova-mp start {arena['name']}",
-        "frozen": f"held by pid {arena.get('freeze_holder')}",
+        "frozen": f"{holder}let it go on: nova-mp unfreeze {arena['name']}",
     }
     return f"{state} ({hints[state]})" if state in hints else state
 

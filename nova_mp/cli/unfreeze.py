@@ -15,8 +15,8 @@ from nova_mp.cli.report import Report
 @click.argument("name", type=ArenaType(), metavar="NAME")
 def command(report: Report, name: str) -> dict[str, Any]:
     """Let operations go on after a freeze."""
-    import nova_mp
+    from nova_mp.client.control import ControlClient
 
-    with nova_mp.attach(name) as fs:
-        fs.unfreeze()
+    with ControlClient(name) as control:
+        control.unfreeze()
     return {"name": name}
