@@ -175,6 +175,15 @@ def engine_record_path(name: str) -> Path:
     return runtime_path(name) / "engine.json"
 
 
+def clear_engine_files(name: str) -> None:
+    """Remove the record and the sockets of an engine that has ended; log and lock file stay."""
+    folder = runtime_path(name)
+    if folder.is_dir():
+        for path in folder.glob("*.sock"):
+            path.unlink(missing_ok=True)
+    engine_record_path(name).unlink(missing_ok=True)
+
+
 def write_engine_record(record: EngineRecord) -> None:
     """Write the engine record, replacing an older one at once or not at all."""
     write_json(engine_record_path(record.name), asdict(record))

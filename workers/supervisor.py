@@ -73,15 +73,32 @@ class Running:
 
 
 class Announcement:
-    """Tells whoever waits for the start how it went, once: Done, or the error as a message."""
+    """Tells whoever waits for the start how it went, once.
+
+    A failure is told at the very end, so that whoever hears of it finds nothing left.
+    """
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
+        self._failure: BaseException | None = None
 
-    def tell(self, message: Any) -> None:
-        """Write the message and close the pipe; the waiting side may be gone."""
+    def success(self) -> None:
+        """The engine is in service."""
+        self._tell(m.Done())
+
+    def failure(self, error: BaseException) -> None:
+        """The start failed; the first reason counts."""
+        self._failure = self._failure or error
+
+    def close(self) -> None:
+        """Tell of a failure, if there was one and nothing has been told."""
+        if self._failure is not None:
+            self._tell(m.error_reply(self._failure))
+
+    def _tell(self, message: Any) -> None:
         if self._fd is None:
             return
+        # The waiting side may have given up.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._fd, codec.encode(message)[0])
         os.close(self._fd)
@@ -219,11 +236,10 @@ class SupervisorProcess:
             self._save_record(instruction.ready, instruction.children)
         elif kind is s.ReportReady:
             self._log.info("ready", engine_id=self._engine_id, cpus=self._cpus)
-            self._announcement.tell(m.Done())
+            self._announcement.success()
         elif kind is s.ReportFailed:
             self._log.error("start failed", reason=instruction.reason)
-            error = EngineFailed(instruction.reason, instruction.remedy)
-            self._announcement.tell(m.error_reply(error))
+            self._announcement.failure(EngineFailed(instruction.reason, instruction.remedy))
         elif kind is v.SetTimer:
             self._timer = instruction.at
         elif kind is v.Exit:
@@ -287,15 +303,7 @@ class SupervisorProcess:
             child.popen.kill()
             child.popen.wait()
         self._residence.close()
-        remove_traces(self._name, self._cpus)
-
-
-def remove_traces(name: str, cpus: int) -> None:
-    """Remove the engine record and the sockets of a stopped engine; the log stays."""
-    folder = config.runtime_path(name)
-    names = ["engine.json", "coordinator.sock", "events.sock"]
-    for file in names + [f"worker-{cpu}.sock" for cpu in range(cpus)]:
-        (folder / file).unlink(missing_ok=True)
+        config.clear_engine_files(self._name)
 
 
 def _rotate_log(folder: Path) -> None:
@@ -329,22 +337,30 @@ def main() -> int:
     try:
         folder = config.make_runtime_path(options.name)
         lock = Lock(options.name)
+        try:
+            _rotate_log(folder)
+            return _supervise(options, announcement)
+        finally:
+            lock.release()
     except (OSError, NovaError) as error:
-        announcement.tell(m.error_reply(error))
+        announcement.failure(error)
         return 1
-    _rotate_log(folder)
+    finally:
+        announcement.close()
+
+
+def _supervise(options: argparse.Namespace, announcement: Announcement) -> int:
     supervisor = None
     try:
         supervisor = SupervisorProcess(options, announcement)
         return supervisor.run()
     except Exception as error:
         EngineLog(options.name, "supervisor").failure("failed", error)
-        announcement.tell(m.error_reply(error))
+        announcement.failure(error)
         return 1
     finally:
         if supervisor is not None:
             supervisor.close()
-        lock.release()
 
 
 if __name__ == "__main__":

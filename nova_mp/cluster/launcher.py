@@ -350,7 +350,7 @@ def crash(name: str) -> None:
         attached = _attached_processes(name)
         _kill(name, [(pid, ticks) for pid, ticks, _ in attached if pid != os.getpid()])
         segment.unlink_dram(name)
-    config.engine_record_path(name).unlink(missing_ok=True)
+    config.clear_engine_files(name)
 
 
 def _kill(name: str, processes: list[tuple[int, int]]) -> None:

@@ -52,7 +52,7 @@ def assert_nothing_left(name: str, pids: dict[str, int]) -> None:
     assert not alive
     assert not segment.dram_exists(name)
     left = {path.name for path in config.runtime_path(name).iterdir()}
-    assert left <= {"engine.log"}
+    assert left <= {"engine.log", "engine.lock"}
 
 
 class Other:

@@ -108,6 +108,8 @@ def test_a_start_that_fails_tells_why_and_leaves_nothing(name: str) -> None:
         nova_mp.start(name)
     assert processes(name) == {}
     assert not segment.dram_exists(name)
+    with pytest.raises(nova_mp.CorruptArena):
+        nova_mp.start(name)
 
 
 def test_stop_is_refused_while_somebody_is_attached(name: str) -> None:
