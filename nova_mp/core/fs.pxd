@@ -33,7 +33,9 @@ cdef class Core:
     cdef nv_ctx* ctx(self) except NULL
     cdef nv_ctx* new_ctx(self) except NULL
     cdef void take_process_slot(self) except *
-    cdef uint64_t* cell(self, uint32_t nr) noexcept
+    cdef uint64_t* cell(self, uint32_t nr) noexcept nogil
+    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell) except -1
+    cdef void release_snapshot(self, nv_ctx* c, uint32_t nr) except *
     cdef void add_cell_page(self, nv_ctx* c) except *
     cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF
     cdef void cell_free(self, uint32_t nr) except *

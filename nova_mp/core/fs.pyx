@@ -7,8 +7,10 @@ wait it starts over with the GIL released.
 
 import errno as _errno
 import io
+import math
 import os
 import threading
+import time
 import weakref
 
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer)
@@ -26,7 +28,7 @@ from nova_mp.core.alloc cimport blocks_free_count, dpend_done, dram_alloc, dram_
 from nova_mp.core.arch cimport (NV_DEBUG_BUILD, NV_FLUSH_NONE, nv_best_flush, nv_futex_wake, nv_load64,
                                 nv_store32, nv_tls_get, nv_tls_set, nv_xchg64)
 from nova_mp.core.dir cimport DT_DIR, DT_LNK
-from nova_mp.core.dram cimport (CNT_COUNT, CNT_OPS, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
+from nova_mp.core.dram cimport (CELL_SNAPSHOT, CNT_COUNT, CNT_OPS, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
                                 MEDIA_DRAM, MEDIA_PMEM, MEDIA_REAL, NV_FROZEN, NV_RETRY, OPEN_CELLS,
                                 OP_NONE, ROLE_CLEANER, ROLE_CLIENT, ROLE_COORDINATOR,
                                 ROLE_SUPERVISOR, ROLE_WORKER, SLOT_ACTIVE, SLOT_FREE, STATE_READY,
@@ -60,6 +62,7 @@ cdef extern from "<errno.h>" nogil:
     enum: _ESTALE "ESTALE"
 cdef extern from "<fcntl.h>" nogil:
     enum: O_NOFOLLOW
+    enum: O_DIRECTORY
 
 ROLES = {
     "client": ROLE_CLIENT,
@@ -114,14 +117,20 @@ cdef object raise_errno(int64_t rc, object path, object path2):
     """Raises the OSError of a negative result."""
     cdef int code = <int>-rc
     if path2 is not None:
-        raise OSError(code, os.strerror(code), path, None, path2)
+        raise OSError(code, os.strerror(code), os.fspath(path), None, os.fspath(path2))
     if path is not None:
-        raise OSError(code, os.strerror(code), path)
+        raise OSError(code, os.strerror(code), os.fspath(path))
     raise OSError(code, os.strerror(code))
 
 
 cdef object decode(const char* text, Py_ssize_t length):
     return PyUnicode_DecodeUTF8(text, length, "surrogateescape")
+
+
+def _nanoseconds(seconds):
+    # Rounds down, and keeps what a float holds of today's times.
+    whole = math.floor(seconds)
+    return whole * 10**9 + int((seconds - whole) * 1e9)
 
 
 def _umask():
@@ -515,7 +524,9 @@ cdef class Core:
         for i in range(n * OPEN_CELLS):
             node.ino = old_pages[i // OPEN_CELLS][i % OPEN_CELLS]
             node.generation = 0
-            if node.ino == 0 or handle_open(c, node, self.cell(i)):
+            if node.ino & <uint64_t>CELL_SNAPSHOT:
+                self.hold_snapshot(c, i, node.ino)
+            elif node.ino == 0 or handle_open(c, node, self.cell(i)):
                 self.free_cells.append(i)
 
     def close(self):
@@ -529,7 +540,9 @@ cdef class Core:
         cdef uint32_t i
         cdef int rc
         for i in range(self.n_pages * OPEN_CELLS):
-            if self.cell(i)[0]:
+            if self.cell(i)[0] & <uint64_t>CELL_SNAPSHOT:
+                self.release_snapshot(c, i)
+            elif self.cell(i)[0]:
                 self.cell_free(i)
         with nogil:
             spare_drop(c)
@@ -571,7 +584,7 @@ cdef class Core:
 
     # -- open table
 
-    cdef uint64_t* cell(self, uint32_t nr) noexcept:
+    cdef uint64_t* cell(self, uint32_t nr) noexcept nogil:
         return self.pages[nr // OPEN_CELLS] + nr % OPEN_CELLS
 
     cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF:
@@ -609,6 +622,33 @@ cdef class Core:
         while self.again(c, rc):
             with nogil:
                 rc = handle_close(c, cell)
+        self.free_cells.append(nr)
+
+    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell) except -1:
+        """Holds a snapshot open in a cell; False if there is no such snapshot."""
+        cdef nv_snapshot* s
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            s = snap_find(c, cell & ~<uint64_t>CELL_SNAPSHOT)
+            if s != NULL:
+                self.cell(nr)[0] = cell
+                s.opens += 1
+            lock_drop(c, &c.hdr.snapshot_lock)
+        if s == NULL:
+            self.free_cells.append(nr)
+        return s != NULL
+
+    cdef void release_snapshot(self, nv_ctx* c, uint32_t nr) except *:
+        """Gives back the cell of an open snapshot."""
+        cdef uint64_t* cell = self.cell(nr)
+        cdef nv_snapshot* s
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            s = snap_find(c, cell[0] & ~<uint64_t>CELL_SNAPSHOT)
+            if s != NULL and s.opens:
+                s.opens -= 1
+            cell[0] = 0
+            lock_drop(c, &c.hdr.snapshot_lock)
         self.free_cells.append(nr)
 
     cdef int again(self, nv_ctx* c, int64_t rc) except -1:
@@ -705,7 +745,9 @@ cdef class Core:
         if buffering == 0:
             raise ValueError("can't have unbuffered text I/O")
         file = self.os_open(path, flags)
-        return io.TextIOWrapper(file, encoding, errors, newline, line_buffering=buffering == 1)
+        text = io.TextIOWrapper(file, encoding, errors, newline, line_buffering=buffering == 1)
+        text.mode = mode
+        return text
 
     def os_open(self, path, int flags, int mode=0o666):
         """Opens a file with os.O_* flags; `mode` less the umask is given to a new file."""
@@ -737,7 +779,7 @@ cdef class Core:
             raise
         if c.gc_ino:
             self.collect(c)
-        file = make_file(self, cell, node, flags, path)
+        file = make_file(self, cell, node, flags, owner)
         if flags & O_TRUNC and not made and flags & O_ACCMODE != O_RDONLY:
             file.truncate(0)
         return file
@@ -881,6 +923,8 @@ cdef class Core:
                 rc = file_read(c, node.ino, node.generation, <uint8_t*>text, SYMLINK_MAX_BYTES, 0)
         if rc < 0:
             raise_errno(rc, path, None)
+        if isinstance(path, bytes):
+            return PyBytes_FromStringAndSize(text, rc)
         return decode(text, rc)
 
     def scan(self, path="/"):
@@ -912,13 +956,16 @@ cdef class Core:
                 name = decode(<char*>out.data + at + 10, out.data[at + 9])
                 names.append((name, ino, out.data[at + 8]) if full else name)
                 at += 10 + <uint64_t>out.data[at + 9]
+            if isinstance(path, bytes) and not full:
+                return [os.fsencode(name) for name in names]
             return names
         finally:
             free(out.data)
 
     # -- attributes
 
-    def _setattr(self, path, uint32_t mask, bint follow, mode=0, uid=0, gid=0, atime=0, mtime=0):
+    def _setattr(self, path, uint32_t mask, bint follow, mode=0, uid=0, gid=0,
+                 int64_t atime=0, int64_t mtime=0):
         cdef nv_ctx* c = self.ctx()
         cdef nv_node node
         cdef nv_attr attr
@@ -927,8 +974,8 @@ cdef class Core:
         attr.mode = mode
         attr.uid = uid
         attr.gid = gid
-        attr.atime_ns = atime
-        attr.mtime_ns = mtime
+        attr.atime_ns = <uint64_t>atime
+        attr.mtime_ns = <uint64_t>mtime
         while rc == -_ESTALE:
             node = self.resolve(c, path, WALK_FOLLOW if follow else 0)
             rc = NV_RETRY
@@ -954,9 +1001,8 @@ cdef class Core:
         if times is not None and ns is not None:
             raise ValueError("utime: you may specify either 'times' or 'ns' but not both")
         if times is not None:
-            ns = tuple(round(value * 10**9) for value in times)
+            ns = tuple(_nanoseconds(value) for value in times)
         if ns is None:
-            import time
             ns = (time.time_ns(),) * 2
         atime, mtime = ns
         self._setattr(path, ATTR_ATIME | ATTR_MTIME, follow_symlinks, atime=atime, mtime=mtime)
@@ -990,7 +1036,7 @@ cdef class Core:
         limit = c.hdr.inode_limit or used + free_blocks
         available = max(0, free_blocks - reserve)
         return os.statvfs_result((BLOCK_BYTES, BLOCK_BYTES, total, free_blocks, available, limit,
-                                  limit - used, limit - used, 0, 255))
+                                  limit - used, limit - used, 0, 255, 0))
 
     # -- extended attributes
 
@@ -1302,6 +1348,8 @@ cdef int open_once(nv_ctx* c, nv_path* p, int flags, uint32_t mode, nv_walk* w, 
         return -ELOOP
     if node.type == DT_DIR:
         return -EISDIR
+    if flags & O_DIRECTORY:
+        return -ENOTDIR
     return handle_open(c, node[0], cell)
 
 

@@ -8,7 +8,7 @@ from nova_mp.core.namei cimport nv_node
 
 cdef class Stat:
     cdef readonly uint64_t st_ino, st_size, st_blocks
-    cdef readonly uint64_t st_atime_ns, st_mtime_ns, st_ctime_ns, st_birthtime_ns
+    cdef readonly int64_t st_atime_ns, st_mtime_ns, st_ctime_ns, st_birthtime_ns
     cdef readonly uint32_t st_mode, st_nlink, st_uid, st_gid
 
 cdef class File:

@@ -113,10 +113,10 @@ cdef Stat make_stat(const nv_attr* attr):
     st.st_ino = attr.ino
     st.st_size = attr.size
     st.st_blocks = attr.blocks * 8
-    st.st_atime_ns = attr.atime_ns
-    st.st_mtime_ns = attr.mtime_ns
-    st.st_ctime_ns = attr.ctime_ns
-    st.st_birthtime_ns = attr.birth_time_ns
+    st.st_atime_ns = <int64_t>attr.atime_ns
+    st.st_mtime_ns = <int64_t>attr.mtime_ns
+    st.st_ctime_ns = <int64_t>attr.ctime_ns
+    st.st_birthtime_ns = <int64_t>attr.birth_time_ns
     st.st_mode = attr.mode
     st.st_nlink = attr.nlink
     st.st_uid = attr.uid

@@ -198,7 +198,8 @@ cdef int spare_reserve(nv_ctx* c, uint64_t entries) noexcept nogil:
     cdef uint64_t pages, off
     if c.hdr.snap_live == 0:
         return 0
-    pages = entries // LIST_ENTRIES + 1
+    # Each list that is touched may need a page of its own besides the full ones.
+    pages = entries // LIST_ENTRIES + (entries if entries < c.hdr.snap_live else c.hdr.snap_live)
     while s.spare_count < pages:
         off = dram_alloc(c, DRAM_PAGE, dram_off(c, &s.spare_head))
         if off == 0:
