@@ -72,7 +72,7 @@ CODES: dict[str, Code] = {
     "FSCK-702": Code("block with two owners", "FMT-10"),
     "FSCK-703": Code("file pages past the end of file", "FMT-10"),
     "FSCK-704": Code(
-        "block of a log reserve, or of a dead inode that nothing needs, has another owner", "FMT-10"
+        "page of a log reserve, or of a dead inode's log, has another owner", "FMT-10"
     ),
     "FSCK-705": Code("the engine counts other free blocks than the logs leave", "FMT-10"),
     "FSCK-706": Code("dead inode in a clean arena that no snapshot needs", "FMT-11"),

@@ -71,6 +71,7 @@ class Checker:
         self.blocks = Blocks(0, self.report)
         self.entries: Counter[int] = Counter()
         self._left: list[tuple[int, int, list[int]]] = []
+        self._orphan_data: list[tuple[int, list[int]]] = []
 
     def run(self) -> Report:
         """Check everything; gives back the report."""
@@ -247,11 +248,10 @@ class Checker:
             # Kept for snapshots: pages that none needs were freed when it was deleted.
             self._claim_log(inode, log, LOG)
         else:
-            # Open though deleted, or not yet cleaned up: nobody else may have its blocks.
+            # Open though deleted, or kept for a snapshot that is gone, and not yet cleaned up. In
+            # the second case some of its data may have been freed long ago, and be another's.
             self._claim_log(inode, log, ORPHAN)
-            held = set(state.held_blocks)
-            data = [mapped & BLOCK_MASK for mapped in state.pages.values()]
-            self._left.append((ORPHAN, ino, [nr for nr in data if nr not in held]))
+            self._orphan_data.append((ino, [m & BLOCK_MASK for m in state.pages.values()]))
             if self.clean:
                 self.report.warning("FSCK-706", f"deleted in epoch {deleted}", f"inode:{ino}")
 
@@ -264,6 +264,9 @@ class Checker:
                         f"inode {owner} also has it, and it belongs to {self.blocks.describe(nr)}"
                     )
                     self.report.warning("FSCK-704", what, f"block:{nr}")
+        for owner, numbers in self._orphan_data:
+            for nr in numbers:
+                self.blocks.claim_left(nr, ORPHAN, owner)
 
     # -- sums
 

@@ -408,14 +408,13 @@ def pages_past_the_end(b: Sample) -> None:
 
 
 @damage("FSCK-704")
-def dead_inode_without_its_blocks(b: Sample) -> None:
+def dead_inode_without_its_log(b: Sample) -> None:
     dead = b.create(ROOT, b"dead")
-    nr = b.write(dead, 0)
     b.unlink(ROOT, b"dead")
     b.set_inode(dead, state=K["INODE_VALID"], delete_epoch_id=b.epoch)
     other = b.create(ROOT, b"other")
     b.sizes[other] = BLOCK
-    b.log_write(other, 0, nr)
+    b.log_write(other, 0, b.peek(b.inode_off(dead) + 16) // BLOCK)
 
 
 @damage("FSCK-706", alone=True)
