@@ -27,6 +27,7 @@ from typing import Any
 
 from nova_mp.config import parse_size
 from nova_mp.errors import NovaError
+from nova_mp.tools import fsck
 
 from . import democlient
 from .arena import Arena, temporary_arena
@@ -36,12 +37,13 @@ from .environment import describe
 from .histogram import Histogram, merge
 from .job import ArenaSpec
 from .loadclient import Target
-from .oracle import History, Oracle, Taken, Violation
+from .oracle import History, Oracle, Replay, Taken, Violation
 from .peers import scratch_directory
 from .pool import Pool
 from .units import show_bytes
 
 OUTPUT_VERSION = 1
+BLOCK_BYTES = 4096
 ARENA_BYTES_MAX = 2 << 30
 ARENA_BYTES_MIN = 192 << 20
 WINDOW_BYTES_MAX = 2 << 20
@@ -101,7 +103,8 @@ def collect_tree(tree: str, limit: int) -> tuple[list[Item], int]:
             if not os.path.isfile(source) or os.path.islink(source):
                 continue
             size = os.path.getsize(source)
-            if size > limit // 8 or needed + size + 12_288 > limit:
+            # One huge file (a static library) would be most of the bytes, and none of the work.
+            if size > limit // 64 or needed + size + 12_288 > limit:
                 continue
             total += size
             needed += size + 12_288
@@ -230,7 +233,7 @@ class Demo:
             self._verify_snapshots(pool)
             deletion = self._delete_snapshots(file_system)
             self.before_crash = space(file_system)
-            self._check_space(held, self.before_crash)
+            self._check_space(arena, held, self.before_crash)
             pool.call("finish")
         return {
             **found, "snapshots": {
@@ -308,13 +311,26 @@ class Demo:
             "cleaner_seconds": round(time.monotonic() - began, 4),
         }
 
-    def _check_space(self, held: dict[str, int], after: dict[str, int]) -> None:
-        """Nothing is held any more, and free + live = total."""
+    def _check_space(self, arena: Arena, held: dict[str, int], after: dict[str, int]) -> None:
+        """Nothing is held, and an independent count of the logs' blocks leaves as many free."""
+        with self.view.task("count all blocks again"):
+            report = fsck.check(arena.name, free_blocks=after["free"])
+        counted = report.statistics["blocks"]
+        data = sum(
+            -(-length // BLOCK_BYTES) for state in map(final_state, self.histories)
+            for length, _ in state.values()
+        )
         back = held["used"] - after["used"]
-        exact = after["held"] == 0
         self._check(
-            "deleting the snapshots gave all their space back", exact,
-            f"{back} blocks ({show_bytes(back * 4096)}) came back, {after['held']} still held",
+            "deleting the snapshots gave all their space back, to the block",
+            after["held"] == 0 and counted["free"] == after["free"] and counted["data"] == data,
+            f"{back:,} blocks ({show_bytes(back * BLOCK_BYTES)}) came back, {after['held']} held;"
+            f" free: {after['free']:,} by the engine, {counted['free']:,} recounted from the logs;"
+            f" data: {counted['data']:,}, {data:,} by the clients' records",
+        )
+        self._check(
+            "fsck finds nothing wrong", report.ok,
+            str(report.errors[0]) if report.errors else f"{len(report.warnings)} warnings",
         )
 
     def _crash_and_verify(self, arena: Arena) -> dict[str, Any]:
@@ -368,6 +384,13 @@ def figures(replies: list[dict[str, Any]]) -> dict[str, Any]:
             for kind in kinds
         },
     }
+
+
+def final_state(history: History) -> dict[str, tuple[int, int]]:
+    """What a client's files should hold after all it did."""
+    replay = Replay(history)
+    replay.advance(len(history))
+    return replay.state
 
 
 def space(file_system: Any) -> dict[str, int]:

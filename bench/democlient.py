@@ -31,7 +31,7 @@ NOTE_EVERY_NS = 100_000_000
 # Each such period one file leaves the set that is being worked on, and another one enters.
 TURN_NS = 20_000_000
 MIX = (("patch", 40), ("append", 12), ("shorten", 8), ("rename", 14), ("replace", 4),
-       ("remove", 6), ("make", 6), ("read", 10))
+       ("make_or_remove", 12), ("read", 10))
 NOISE_BYTES = 1 << 20
 PIECE_BYTES_MAX = 32 << 10
 
@@ -221,9 +221,15 @@ class DemoClient:
         self._sample("rename", before, after)
         self.history.record(before, after, path, None, target, self._value(target))
 
+    def _make_or_remove(self) -> None:
+        """Whichever keeps the number of files near that of the imported tree."""
+        few = len(self.window) <= 8 or len(self.content) < len(self.items) - 8
+        if few or (len(self.content) <= len(self.items) and self.random.random() < 0.5):
+            self._make()
+        else:
+            self._remove()
+
     def _remove(self) -> None:
-        if len(self.window) <= 8:
-            return
         path = self._pick()
         before = clock()
         self.file_system.unlink(path)
