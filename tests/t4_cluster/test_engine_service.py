@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -153,8 +154,9 @@ def test_an_open_snapshot_is_not_deleted(engine: nova_mp.Engine) -> None:
         snapshot = fs.snapshots.create()
         with fs.snapshots.open(snapshot.epoch_id) as view:
             fs.write_bytes("/open", b"now")
-            with pytest.raises(OSError, match="busy"):
+            with pytest.raises(OSError, match="open") as caught:
                 fs.snapshots.delete(snapshot.epoch_id)
+            assert caught.value.errno == errno.EBUSY
             assert view.read_bytes("/open") == b"then"
         fs.snapshots.delete(snapshot.epoch_id)
 
