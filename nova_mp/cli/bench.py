@@ -87,8 +87,13 @@ def find_job(job: str) -> Path:
         candidate = presets / name
         if candidate.is_file():
             return Path(str(candidate))
-    names = sorted(entry.name for entry in presets.iterdir() if entry.name.endswith(".toml"))
+    names = sorted(entry.name for entry in presets.iterdir() if _is_job(entry.name))
     raise Refused("no such job file", f"those that come with the package: {', '.join(names)}")
+
+
+def _is_job(name: str) -> bool:
+    # The others are parts, for jobs to include.
+    return name.endswith(".toml") and not name.startswith(("engine-", "media-"))
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -137,13 +142,16 @@ def _micro(result: dict[str, Any]) -> list[str]:
 def _load(result: dict[str, Any]) -> list[str]:
     from nova_mp.bench.units import show_bytes, show_ns, show_rate
 
-    titles = ("OPERATIONS", "DATA", "SERVICE P50", "P99", "P99.9", "RESPONSE P99", "RATIO")
+    titles = ("OPERATIONS", "DATA", "SERVICE P50", "P99", "P99.9", "RESPONSE P99", "NOVA_MP/PEER")
     columns = [Column("CLIENTS"), *(Column(title, number=True) for title in titles)]
     rows = []
     for subject in (result, *result["peers"]):
-        for group in (*subject["groups"], {"name": "total", **subject["total"]}):
+        groups = list(subject["groups"])
+        if len(groups) > 1:
+            groups.append({"name": "total", **subject["total"]})
+        for group in groups:
             service, response = group["latency"]["service"], group["latency"]["response"]
-            ratio = subject.get("ratio", {}).get("throughput") if group["name"] == "total" else None
+            ratio = subject.get("ratio") if group is groups[-1] else None
             rows.append(
                 (
                     f"{subject['subject']}: {group['name']}",

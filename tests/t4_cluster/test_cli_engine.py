@@ -238,6 +238,45 @@ def test_foreground_stops_at_ctrl_c(name: str) -> None:
     assert nova_mp.status(name)["state"] == "stopped"
 
 
+JOB = """
+[arena]
+size = "32MiB"
+cpus = 1
+
+[[clients]]
+count = 1
+mix = { read = 50, write = 50 }
+files = 1
+file_size = "64KiB"
+
+[[peers]]
+kind = "tmpfs"
+
+[run]
+warmup = "10ms"
+duration = "50ms"
+repeats = 1
+"""
+
+
+def test_bench_run(tmp_path: Path) -> None:
+    job, out, page = tmp_path / "job.toml", tmp_path / "out.json", tmp_path / "out.html"
+    job.write_text(JOB)
+    text = ok("bench", "run", str(job), "--json", str(out), "--html", str(page))
+    assert "NOVA_MP/PEER" in text
+    assert f"written: {page}" in text
+    assert "<!doctype html>" in page.read_text()
+    result = json.loads(out.read_text())
+    assert (result["output_version"], result["kind"]) == (1, "load")
+    printed = read_json("bench", "run", str(job))
+    assert printed["total"]["operations"] > 0
+    wrong = run("bench", "run", "nonsense")
+    assert wrong.returncode == 1
+    assert "micro.toml" in wrong.stderr
+    job.write_text("[arena")
+    assert run("bench", "run", str(job)).returncode == 1
+
+
 def wait_until(condition: Any) -> None:
     """Poll: these events are in other processes, which tell nobody."""
     import time
