@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from nova_mp.cli.report import printable
 
+# From this width on there is room for the name of what is being copied.
+WIDE_COLUMNS = 110
+
 Advance = Callable[[str, float], None]
 
 
@@ -26,15 +29,17 @@ def byte_bar(what: str, total_bytes: int, show: bool) -> Iterator[Advance]:
     from rich.console import Console
     from rich.markup import escape
 
-    columns = (
+    console = Console(stderr=True)
+    columns = [
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
+        progress.BarColumn(None if console.width < WIDE_COLUMNS else 40),
         progress.DownloadColumn(binary_units=True),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("[dim]{task.fields[current]}"),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    ]
+    if console.width >= WIDE_COLUMNS:
+        columns.append(progress.TextColumn("[dim]{task.fields[current]}"))
+    with progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=max(total_bytes, 1), current="")
 
         def advance(name: str, count: float) -> None:

@@ -12,6 +12,8 @@ from nova_mp.cli.output import Column, ListStyle, facts, table
 from nova_mp.cli.report import Report
 from nova_mp.core import segment
 
+RATE_ENTRIES = 1000
+
 _COLUMNS = (
     Column("NAME"),
     Column("STATE"),
@@ -153,10 +155,13 @@ def _counts(stats: dict[str, Any], style: ListStyle) -> list[tuple[str, Any]]:
 
 
 def _mounted(recovery: dict[str, Any]) -> str:
+    how = "clean" if recovery["clean"] else "after a crash"
+    # Of a few entries the rate says nothing.
+    enough = recovery["entries"] >= RATE_ENTRIES
+    rate = f" ({recovery['entries_per_second']:,.0f} entries a second)" if enough else ""
     return (
-        f"{'clean' if recovery['clean'] else 'after a crash'}:"
-        f" {recovery['inodes']:,} inodes from {recovery['entries']:,} log entries"
-        f" in {recovery['seconds']:.3f} s ({recovery['entries_per_second']:,.0f} entries a second)"
+        f"{how}: {recovery['inodes']:,} inodes from {recovery['entries']:,} log entries"
+        f" in {recovery['seconds']:.3f} s{rate}"
     )
 
 
