@@ -63,6 +63,6 @@ def test_function_lengths(example: Path) -> None:
     path = example / "a.pyx"
     path.write_text(
         "cdef int f(int x,\n           int y) noexcept nogil:\n    x += 1\n\n    return x\n\n\n"
-        "def g():\n    return 1\n"
+        "def g():\n    return 1\n\n\ncdef class C(Base):\n    cdef int x\n"
     )
     assert [(f.name, f.line, f.lines) for f in tree.functions(path)] == [("f", 1, 5), ("g", 8, 2)]

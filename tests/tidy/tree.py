@@ -146,7 +146,7 @@ def functions(path: Path) -> list[Function]:
     ]
 
 
-_HEAD = re.compile(r"^(\s*)(?:def|cp?def\s+(?:inline\s+)?[\w\s*\[\],.]*?)\s*(\w+)\s*\(")
+_HEAD = re.compile(r"^(\s*)(?:def|cp?def\s+(?!class\b)(?:inline\s+)?[\w\s*\[\],.]*?)\s*(\w+)\s*\(")
 
 
 def _cython_functions(lines: list[str]) -> Iterator[Function]:
