@@ -239,9 +239,12 @@ def _exists(place: Any, path: str) -> bool:
 def targets(arenas: Arenas, sources: list[Operand], target: Operand) -> list[Operand]:
     """Where each of `sources` goes: to `target`, or into it if it is a directory.
 
-    Raises NotADirectoryError when several go to what is no directory, and OSError(EROFS) when
-    the target is in a snapshot.
+    Raises NotADirectoryError when several go to what is no directory, OSError(EROFS) when the
+    target is in a snapshot, and Refused when nothing is in an arena: a forgotten `:/` must not
+    make a local file called as the arena is.
     """
+    if target.arena is None and all(source.arena is None for source in sources):
+        raise Refused("none of these is in an arena", f"write {target.path}:/ for the arena's root")
     if target.snapshot is not None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), target.path)
     if place_of(arenas, target).isdir(target.path):

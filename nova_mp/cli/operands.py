@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _OPERAND = re.compile(
     r"(?P<arena>[A-Za-z0-9][A-Za-z0-9_.-]{0,63})(?:@(?P<snapshot>.+?))?:(?P<path>/.*)?", re.DOTALL
 )
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(@[^:/]+)?")
 _NO_SLASH = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})(@[^:/]+)?:(.+)", re.DOTALL)
 
 
@@ -62,7 +63,8 @@ def parse(text: str, *, local: bool = False) -> Operand:
     if match := _NO_SLASH.fullmatch(text):
         better = f"{match[1]}{match[2] or ''}:/{match[3]}"
         raise ValueError(f"paths in an arena begin with a slash: {better}")
-    raise ValueError(f"{text!r} names no file in an arena: write NAME:/path or NAME@SNAPSHOT:/path")
+    example = f"{text}:/" if _NAME.fullmatch(text) else "NAME:/path or NAME@SNAPSHOT:/path"
+    raise ValueError(f"{text!r} names no file in an arena: write {example}")
 
 
 class ArenaType(click.ParamType):

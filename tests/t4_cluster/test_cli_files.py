@@ -189,7 +189,7 @@ def test_cp_refuses_what_makes_no_sense(cli: Cli) -> None:
         (["demo:/data", "out"], "it is a directory\n  hint: copy it with all that it holds: cp -r"),
         (["-r", "demo:/data", "demo:/data/sub"], "cannot be copied into itself"),
         (["-r", "demo:/", "demo:/data"], "cannot be copied into itself"),
-        (["a", "a"], "is the same file"),
+        (["a", "demo"], "none of these is in an arena\n  hint: write demo:/ for"),
         (["demo:/data/one", "demo:/data/one"], "is the same file"),
         (["a", "b", "demo:/new"], "cannot copy to 'demo:/new': not a directory"),
         (["a", "demo@1:/"], "cannot copy to 'demo@1:/': "),
@@ -259,7 +259,7 @@ def test_mv_refuses(cli: Cli) -> None:
     cli("snapshot", "create", "demo")
     for args, words in [
         (["demo@1:/data", "demo:/x"], "a snapshot never changes"),
-        (["a", "b"], "neither is in an arena"),
+        (["a", "b"], "none of these is in an arena"),
         (["demo:/", "out"], "it is the root of the arena"),
     ]:
         result = cli("mv", *args)

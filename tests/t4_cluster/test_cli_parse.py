@@ -131,6 +131,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["frobnicate"], ["there is no command", "nova-mp --help"]),
         (["ls"], ["missing argument", "nova-mp ls --help"]),
         (["ls", "demo:x"], ["begin with a slash: demo:/x"]),
+        (["ls", "demo"], ["'demo' names no file in an arena: write demo:/"]),
         (["ls", "--nonsense", "demo:/"], ["no such option"]),
         (["mkfs", "a b"], ["bad arena name 'a b'"]),
         (["mkfs", "demo", "--size", "lots"], ["bad size 'lots'"]),
