@@ -33,6 +33,8 @@ BACKOFF_MAX_S = 5.0
 HEALTHY_S = 10.0
 LEAVE_S = 10.0
 START_S = 60.0
+START_CHILD_S = 1.0
+"""All children together have START_S, and this much more for each, to come up."""
 
 
 class State(enum.Enum):
@@ -219,10 +221,13 @@ class Supervisor(Machine):
 
     def _on_mounted(self, event: Mounted) -> None:
         self.state = State.STARTING
-        self._start_by = event.now + START_S
+        self._start_by = event.now + self._start_limit_s()
         for child in self._children.values():
             self._spawn(child)
         self._set_timer()
+
+    def _start_limit_s(self) -> float:
+        return START_S + START_CHILD_S * len(self._children)
 
     def _spawn(self, child: _Child) -> None:
         child.state = ChildState.STARTING
@@ -298,7 +303,7 @@ class Supervisor(Machine):
         if self._start_by is not None and self._start_by <= event.now:
             self._start_by = None
             late = [t for t, c in self._children.items() if c.state is not ChildState.READY]
-            reason = f"{', '.join(late)} did not come up in {START_S:.0f} s"
+            reason = f"{', '.join(late)} did not come up in {self._start_limit_s():.0f} s"
             self._give_up_start(reason, "see the engine's log", event.now)
         self._set_timer()
 
