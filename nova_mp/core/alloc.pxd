@@ -14,7 +14,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx, nv_page_desc, nv_region
 
-cdef uint64_t blocks_alloc(nv_ctx* c, uint64_t want, uint64_t link_off, uint64_t* got) noexcept nogil
+cdef uint64_t blocks_alloc(nv_ctx* c, uint64_t want, uint64_t link_off,
+                           uint64_t* got) noexcept nogil
 cdef uint64_t blocks_alloc_run(nv_ctx* c, uint64_t want, uint64_t link_off) noexcept nogil
 cdef void blocks_free(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil
 cdef void blocks_free_announced(nv_ctx* c) noexcept nogil

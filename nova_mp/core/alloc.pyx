@@ -71,7 +71,8 @@ cdef uint64_t bits_count_free(uint64_t* bitmap, uint64_t first, uint64_t end) no
 
 # ---- regions ------------------------------------------------------------------------------------
 
-cdef uint64_t region_search(nv_region* r, uint64_t* bitmap, uint64_t first, uint64_t end, uint64_t want,
+cdef uint64_t region_search(nv_region* r, uint64_t* bitmap, uint64_t first, uint64_t end,
+                            uint64_t want,
                             uint64_t* best_start, uint64_t best) noexcept nogil:
     cdef uint64_t pos = first
     cdef uint64_t run
@@ -91,7 +92,8 @@ cdef uint64_t region_search(nv_region* r, uint64_t* bitmap, uint64_t first, uint
     return best
 
 
-cdef uint64_t region_find(nv_region* r, uint64_t* bitmap, uint64_t want, uint64_t* start) noexcept nogil:
+cdef uint64_t region_find(nv_region* r, uint64_t* bitmap, uint64_t want,
+                          uint64_t* start) noexcept nogil:
     # Longest free run that a bounded search finds, at most `want` units. Nothing is marked yet.
     cdef uint64_t hint, at, n, best = 0
     cdef uint32_t i
@@ -245,7 +247,8 @@ cdef uint64_t alloc_any(nv_ctx* c, uint64_t want, uint64_t least, uint64_t link_
         below = most
 
 
-cdef uint64_t blocks_alloc(nv_ctx* c, uint64_t want, uint64_t link_off, uint64_t* got) noexcept nogil:
+cdef uint64_t blocks_alloc(nv_ctx* c, uint64_t want, uint64_t link_off,
+                           uint64_t* got) noexcept nogil:
     # First block of an extent of 1 to `want` blocks (count in `got`), or 0: no space. The extent is
     # the slot's pending one until pend_done().
     return alloc_any(c, want, 1, link_off, got)
@@ -358,7 +361,8 @@ cdef bint pages_grow(nv_ctx* c, uint64_t n) noexcept nogil:
     cdef uint64_t step = n if n > GROW_PAGES else GROW_PAGES
     if r.end + step > limit:
         step = limit - r.end
-    if step < n or posix_fallocate(c.a.dram_fd, <long>(r.end * DRAM_PAGE), <long>(step * DRAM_PAGE)) != 0:
+    if step < n or posix_fallocate(c.a.dram_fd, <long>(r.end * DRAM_PAGE),
+                                   <long>(step * DRAM_PAGE)) != 0:
         return False
     r.free += step
     r.cursor = r.end
@@ -464,7 +468,8 @@ cdef void slab_free(nv_ctx* c, uint64_t off) noexcept nogil:
     cdef nv_cpu* cpu = cpu_at(c, d.cpu)
     cdef uint64_t bit
     cdef int nowait = c.nowait
-    nv_check(slab_class == SLAB_64 or slab_class == SLAB_512, "freeing what is no slab object", <long>off)
+    nv_check(slab_class == SLAB_64 or slab_class == SLAB_512, "freeing what is no slab object",
+             <long>off)
     bit = <uint64_t>1 << ((off % DRAM_PAGE) // slab_bytes(slab_class))
     c.nowait = 0
     lock_take(c, &cpu.slab_lock, RANK_SLAB)
@@ -516,7 +521,8 @@ cdef void slab_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     cdef int i
     for i in range(SLAB_CLASSES):
         cpu.partial[i] = 0
-    if s.dpend_off and s.dpend_pages == 1 and page_desc(c, s.dpend_off // DRAM_PAGE).slab_class != SLAB_NONE:
+    if s.dpend_off and s.dpend_pages == 1 and page_desc(c,
+                                                        s.dpend_off // DRAM_PAGE).slab_class != SLAB_NONE:
         dpend_done(c)
     for page in range(c.hdr.pages.first, c.hdr.pages.end):
         d = page_desc(c, page)

@@ -20,10 +20,12 @@ cdef enum:
     DT_LNK = 10
     INO_MASK = 0x00FFFFFFFFFFFFFF
 
-cdef uint64_t dir_lookup(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t name_len) noexcept nogil
+cdef uint64_t dir_lookup(nv_ctx* c, nv_inode_header* h, const char* name,
+                         uint32_t name_len) noexcept nogil
 cdef int dir_reserve(nv_ctx* c, nv_inode_header* h, uint32_t names) noexcept nogil
 cdef void dir_add(nv_ctx* c, nv_inode_header* h, uint64_t dentry_off) noexcept nogil
-cdef uint64_t dir_remove(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t name_len) noexcept nogil
+cdef uint64_t dir_remove(nv_ctx* c, nv_inode_header* h, const char* name,
+                         uint32_t name_len) noexcept nogil
 cdef void dir_retarget(nv_ctx* c, nv_inode_header* h, uint64_t new_off) noexcept nogil
 cdef void dir_recount(nv_ctx* c, nv_inode_header* h) noexcept nogil
 

@@ -13,7 +13,8 @@ cdef inline uint64_t tag_of(const char* name, uint32_t name_len) noexcept nogil:
     return nv_name_hash(name, name_len) & ((<uint64_t>1 << DIR_TAG_BITS) - 1)
 
 
-cdef inline bint same_name(nv_ctx* c, uint64_t off, const char* name, uint32_t name_len) noexcept nogil:
+cdef inline bint same_name(nv_ctx* c, uint64_t off, const char* name,
+                           uint32_t name_len) noexcept nogil:
     # `off` may be stale: it is checked before it is followed.
     if off == 0 or off > c.a.pm_bytes - 4096:
         return False
@@ -21,7 +22,8 @@ cdef inline bint same_name(nv_ctx* c, uint64_t off, const char* name, uint32_t n
             and memcmp(dentry_at(c, off).name, name, name_len) == 0)
 
 
-cdef uint64_t dir_lookup(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t name_len) noexcept nogil:
+cdef uint64_t dir_lookup(nv_ctx* c, nv_inode_header* h, const char* name,
+                         uint32_t name_len) noexcept nogil:
     # Offset of the dentry of that name, or 0. Optimistic: the caller checks the seq.
     cdef uint64_t tag, mask, pos, word, left
     if h.dir_log2 == 0 or h.dir_log2 > DIR_TAG_BITS:
@@ -118,7 +120,8 @@ cdef void dir_add(nv_ctx* c, nv_inode_header* h, uint64_t dentry_off) noexcept n
     nv_store64(free_cell, word)
 
 
-cdef uint64_t dir_remove(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t name_len) noexcept nogil:
+cdef uint64_t dir_remove(nv_ctx* c, nv_inode_header* h, const char* name,
+                         uint32_t name_len) noexcept nogil:
     # Idempotent. Offset of the dentry that was removed, 0 if there was none.
     cdef uint64_t mask, pos, word, tag
     cdef uint64_t* cell
@@ -159,7 +162,8 @@ cdef void dir_retarget(nv_ctx* c, nv_inode_header* h, uint64_t new_off) noexcept
         cell = index_cell(c, &h.index, pos)
         if cell[0] == 0:
             return
-        if cell[0] >> REF_BITS == tag and same_name(c, ref_off(cell[0]), <const char*>d.name, d.name_len):
+        if cell[0] >> REF_BITS == tag and same_name(c, ref_off(cell[0]), <const char*>d.name,
+                                                    d.name_len):
             there = dentry_at(c, ref_off(cell[0]))
             if there.ino == d.ino and there.epoch_id == d.epoch_id:
                 nv_store64(cell, tag << REF_BITS | make_ref(new_off))

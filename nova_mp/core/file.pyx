@@ -8,10 +8,13 @@ from nova_mp.core.arch cimport nv_file_time_ns, nv_pause
 from nova_mp.core.dram cimport (CNT_OPS, CNT_READ_BYTES, CNT_READ_LOCKED, CNT_READ_RETRIES,
                                 CNT_WRITE_BYTES, NV_RETRY, OP_READ, OP_SETATTR, OP_WRITE, count,
                                 nv_slot)
-from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve, word_block)
-from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, gc_wanted, header_of, inode_at, inode_lock, inode_off,
+from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve,
+                                 word_block)
+from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, gc_wanted, header_of, inode_at, inode_lock,
+                                 inode_off,
                                  run_count, tx_apply, tx_undo, PI_LOG_TAIL)
-from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, ENTRY_SETATTR, ENTRY_WRITE,
+from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, ENTRY_SETATTR,
+                                  ENTRY_WRITE,
                                   nv_setattr_entry, nv_write_entry)
 from nova_mp.core.log cimport log_append, log_commit, log_room, tx_open
 from nova_mp.core.pmem cimport block_off, fail_point, pm_copy_data, pm_read_delay, pm_zero
@@ -32,12 +35,14 @@ cdef inline uint64_t run_at(nv_ctx* c, nv_inode_header* h, uint64_t page, uint64
     word[0] = index_get(c.dram, c.a.dram_bytes, &h.index, page)
     if word[0] == 0:
         return 1
-    while n < most and index_get(c.dram, c.a.dram_bytes, &h.index, page + n) == word[0] + (n << REF_BITS):
+    while n < most and index_get(c.dram, c.a.dram_bytes, &h.index,
+                                 page + n) == word[0] + (n << REF_BITS):
         n += 1
     return n
 
 
-cdef void copy_out(nv_ctx* c, nv_inode_header* h, uint8_t* dst, uint64_t n, uint64_t offset) noexcept nogil:
+cdef void copy_out(nv_ctx* c, nv_inode_header* h, uint8_t* dst, uint64_t n,
+                   uint64_t offset) noexcept nogil:
     # Copies what the index says now. What is stale is only bounds-checked: the caller tries again.
     cdef uint64_t word = 0
     cdef uint64_t page, within, run, bytes
@@ -137,7 +142,8 @@ cdef inline const uint8_t* old_page(nv_ctx* c, nv_inode_header* h, uint64_t page
     return c.pm + block_off(word_block(cell[0]))
 
 
-cdef void fill_part(nv_ctx* c, const uint8_t* old, uint64_t to_off, uint64_t start, uint64_t n) noexcept nogil:
+cdef void fill_part(nv_ctx* c, const uint8_t* old, uint64_t to_off, uint64_t start,
+                    uint64_t n) noexcept nogil:
     # Bytes start.. of a new block, from the old contents of its page.
     if n == 0:
         return
@@ -147,7 +153,8 @@ cdef void fill_part(nv_ctx* c, const uint8_t* old, uint64_t to_off, uint64_t sta
         pm_copy_data(c, to_off + start, old + start, n)
 
 
-cdef void fill_extent(nv_ctx* c, nv_inode_header* h, uint64_t block, uint64_t first_page, uint64_t pages,
+cdef void fill_extent(nv_ctx* c, nv_inode_header* h, uint64_t block, uint64_t first_page,
+                      uint64_t pages,
                       const uint8_t* src, uint64_t n, uint64_t offset) noexcept nogil:
     # New blocks for file pages first_page..: the part of [offset, offset + n) that lies there from
     # `src` (zeros if NULL), the rest of partial pages from what was there before.
@@ -162,9 +169,11 @@ cdef void fill_extent(nv_ctx* c, nv_inode_header* h, uint64_t block, uint64_t fi
     if src == NULL:
         pm_zero(c, to + (from_offset - start), to_offset - from_offset)
     else:
-        pm_copy_data(c, to + (from_offset - start), src + (from_offset - offset), to_offset - from_offset)
+        pm_copy_data(c, to + (from_offset - start), src + (from_offset - offset),
+                     to_offset - from_offset)
     if rest:
-        fill_part(c, old_page(c, h, first_page + pages - 1), to + ((pages - 1) << BLOCK_SHIFT), rest,
+        fill_part(c, old_page(c, h, first_page + pages - 1), to + ((pages - 1) << BLOCK_SHIFT),
+                  rest,
                   BLOCK_BYTES - rest)
 
 
@@ -201,7 +210,8 @@ cdef int append_data(nv_ctx* c, nv_inode_header* h, const uint8_t* src, uint64_t
     return 0
 
 
-cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uint8_t* src, uint64_t n,
+cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uint8_t* src,
+                          uint64_t n,
                           uint64_t offset) noexcept nogil:
     cdef uint64_t page = offset >> BLOCK_SHIFT
     cdef uint64_t end = (offset + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT
@@ -220,7 +230,8 @@ cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uin
     return <int64_t>n
 
 
-cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint8_t* src, uint64_t n,
+cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint8_t* src,
+                        uint64_t n,
                         uint64_t offset, bint append, uint64_t* at) noexcept nogil:
     # All `n` bytes or none. `at` receives the offset that was used.
     cdef nv_inode_header* h = NULL
@@ -270,7 +281,8 @@ cdef int truncate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t s
     cdef uint64_t within = size & (BLOCK_BYTES - 1)
     cdef const uint8_t* old
     cdef int rc = 0
-    if c.hdr.snap_live and size < h.size and spare_reserve(c, 1 + run_count(c, h, last, <uint64_t>-1)):
+    if c.hdr.snap_live and size < h.size and spare_reserve(c,
+                                                           1 + run_count(c, h, last, <uint64_t>-1)):
         return -ENOSPC
     setattr_entry(c, h, &e)
     e.mtime_ns = e.ctime_ns
@@ -334,7 +346,8 @@ cdef int fallocate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t 
             page += 1
             continue
         hole_end = index_next(c, &h.index, page, end)
-        rc = append_data(c, h, NULL, (hole_end - page) << BLOCK_SHIFT, page << BLOCK_SHIFT, size, now)
+        rc = append_data(c, h, NULL, (hole_end - page) << BLOCK_SHIFT, page << BLOCK_SHIFT, size,
+                         now)
         page = hole_end
     if rc == 0:
         setattr_entry(c, h, &e)

@@ -1,44 +1,8 @@
-# The boundary: a process's way into an arena, for Python.
+# The boundary: the file system of an arena, for Python.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from cpython.buffer cimport Py_buffer
-from nova_mp.core.dram cimport nv_arena, nv_ctx
-from nova_mp.core.namei cimport nv_node, nv_walk
+from nova_mp.core.admin cimport Admin
+from nova_mp.core.dram cimport nv_ctx
+from nova_mp.core.namei cimport nv_node
 
-cdef struct nv_path:                 # PRIVATE. A path argument; `owner` keeps the bytes alive
-    const char* text
-    Py_ssize_t length
-
-cdef object decode(const char* text, Py_ssize_t length)
-cdef object path_arg(object path, nv_path* p)
-cdef object raise_errno(int64_t rc, object path, object path2)
-
-cdef class Core:
-    cdef nv_arena arena
-    cdef Py_buffer pm_view
-    cdef Py_buffer dram_view
-    cdef int views
-    cdef uint64_t key
-    cdef dict contexts
-    cdef uint64_t* pages[256]
-    cdef uint32_t n_pages
-    cdef list free_cells
-    cdef int role_nr
-    cdef uint32_t umask_bits
-    cdef readonly bint closed
-    cdef readonly object title
-    cdef readonly int cpu
-    cdef readonly int slot
-    cdef object __weakref__
-    cdef nv_ctx* ctx(self) except NULL
-    cdef nv_ctx* new_ctx(self) except NULL
-    cdef void take_process_slot(self) except *
-    cdef uint64_t* cell(self, uint32_t nr) noexcept nogil
-    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell) except -1
-    cdef void release_snapshot(self, nv_ctx* c, uint32_t nr) except *
-    cdef void add_cell_page(self, nv_ctx* c) except *
-    cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF
-    cdef void cell_free(self, uint32_t nr) except *
-    cdef int again(self, nv_ctx* c, int64_t rc) except -1
-    cdef void collect(self, nv_ctx* c) noexcept
+cdef class Core(Admin):
     cdef nv_node resolve(self, nv_ctx* c, object path, int follow) except *

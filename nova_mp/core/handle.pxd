@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx
 from nova_mp.core.file cimport nv_attr
-from nova_mp.core.fs cimport Core
+from nova_mp.core.process cimport Process
 from nova_mp.core.namei cimport nv_node
 
 cdef class Stat:
@@ -12,7 +12,7 @@ cdef class Stat:
     cdef readonly uint32_t st_mode, st_nlink, st_uid, st_gid
 
 cdef class File:
-    cdef Core core
+    cdef Process core
     cdef uint32_t cell
     cdef readonly uint64_t ino
     cdef readonly uint32_t generation
@@ -27,4 +27,4 @@ cdef class File:
     cdef int check_writable(self) except -1
 
 cdef Stat make_stat(const nv_attr* attr)
-cdef File make_file(Core core, uint32_t cell, nv_node node, int flags, object name)
+cdef File make_file(Process core, uint32_t cell, nv_node node, int flags, object name)

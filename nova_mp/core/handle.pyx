@@ -12,7 +12,7 @@ from libc.stdint cimport uint8_t
 from posix.fcntl cimport O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_WRONLY
 from nova_mp.core.dram cimport NV_RETRY
 from nova_mp.core.file cimport (file_fallocate, file_getattr, file_read, file_truncate, file_write)
-from nova_mp.core.fs cimport raise_errno
+from nova_mp.core.boundary cimport raise_errno
 from nova_mp.core.pmem cimport pm_fence
 
 cdef extern from "Python.h":
@@ -86,7 +86,8 @@ cdef class Stat:
                 f"st_mtime_ns={self.st_mtime_ns})")
 
     def __reduce__(self):
-        return stat_of, (self.st_ino, self.st_size, self.st_blocks, self.st_atime_ns, self.st_mtime_ns,
+        return stat_of, (self.st_ino, self.st_size, self.st_blocks, self.st_atime_ns,
+                         self.st_mtime_ns,
                          self.st_ctime_ns, self.st_birthtime_ns, self.st_mode, self.st_nlink, self.st_uid,
                          self.st_gid)
 
@@ -124,7 +125,7 @@ cdef Stat make_stat(const nv_attr* attr):
     return st
 
 
-cdef File make_file(Core core, uint32_t cell, nv_node node, int flags, object name):
+cdef File make_file(Process core, uint32_t cell, nv_node node, int flags, object name):
     cdef File f = File.__new__(File)
     f.core = core
     f.cell = cell
@@ -191,11 +192,13 @@ cdef class File:
         try:
             if view.len <= GIL_BYTES:
                 c.nowait = 1
-                rc = file_write(c, self.ino, self.generation, <uint8_t*>view.buf, view.len, offset, append, &at)
+                rc = file_write(c, self.ino, self.generation, <uint8_t*>view.buf, view.len, offset,
+                                append, &at)
                 c.nowait = 0
             while self.core.again(c, rc):
                 with nogil:
-                    rc = file_write(c, self.ino, self.generation, <uint8_t*>view.buf, view.len, offset,
+                    rc = file_write(c, self.ino, self.generation, <uint8_t*>view.buf, view.len,
+                                    offset,
                                     append, &at)
         finally:
             PyBuffer_Release(&view)

@@ -23,7 +23,8 @@ cdef enum:
     REF_MASK = 0x3FFFFFFFF
     INDEX_MAX_LOG2 = 45
 
-cdef int index_reserve(nv_ctx* c, nv_inode_header* h, nv_index* ix, uint64_t first, uint64_t last) noexcept nogil
+cdef int index_reserve(nv_ctx* c, nv_inode_header* h, nv_index* ix, uint64_t first,
+                       uint64_t last) noexcept nogil
 cdef uint64_t* index_cell(nv_ctx* c, nv_index* ix, uint64_t pos) noexcept nogil
 cdef uint64_t index_next(nv_ctx* c, nv_index* ix, uint64_t pos, uint64_t end) noexcept nogil
 cdef void index_prune(nv_ctx* c, nv_index* ix, uint64_t start) noexcept nogil

@@ -140,7 +140,8 @@ cdef uint64_t* index_cell(nv_ctx* c, nv_index* ix, uint64_t pos) noexcept nogil:
     return <uint64_t*>(base_of(c) + off) + (pos & 511)
 
 
-cdef uint64_t next_in(nv_ctx* c, uint64_t off, uint64_t log2, uint64_t pos, uint64_t end) noexcept nogil:
+cdef uint64_t next_in(nv_ctx* c, uint64_t off, uint64_t log2, uint64_t pos,
+                      uint64_t end) noexcept nogil:
     # First position in [pos, end) with a word, inside this node; positions relative to it.
     cdef uint64_t* cells = <uint64_t*>(base_of(c) + off)
     cdef uint64_t span, i, found, start, stop

@@ -16,7 +16,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport INODE_DEAD, nv_chunk, nv_ctx, nv_inode_header, table_at
 from nova_mp.core.index cimport index_get
-from nova_mp.core.layout cimport (CHUNK_SLOTS, INODE_BYTES, INO_CHUNK_SHIFT, INO_SLOT_BITS, MAX_CPUS,
+from nova_mp.core.layout cimport (CHUNK_SLOTS, INODE_BYTES, INO_CHUNK_SHIFT, INO_SLOT_BITS,
+                                  MAX_CPUS,
                                   nv_inode)
 from nova_mp.core.log cimport page_of
 from nova_mp.core.sync cimport RANK_DIR, RANK_FILE
@@ -32,22 +33,26 @@ cdef enum:
     S_IFLNK = 0o120000
     GC_FIRST_PAGES = 4               # logs shorter than this are left alone
 
-cdef int inode_new(nv_ctx* c, uint32_t mode, uint32_t uid, uint32_t gid, uint64_t* ino) noexcept nogil
+cdef int inode_new(nv_ctx* c, uint32_t mode, uint32_t uid, uint32_t gid,
+                   uint64_t* ino) noexcept nogil
 cdef void inode_abandon(nv_ctx* c, uint64_t ino) noexcept nogil
 cdef int evict_reserve(nv_ctx* c, nv_inode_header* h) noexcept nogil
 cdef void evict(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogil
 cdef void inode_destroy(nv_ctx* c, uint64_t ino) noexcept nogil
 cdef void inodes_repair(nv_ctx* c, uint32_t cpu) noexcept nogil
 cdef uint64_t run_count(nv_ctx* c, nv_inode_header* h, uint64_t first, uint64_t end) noexcept nogil
-cdef int apply_entries(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first, uint64_t tail) noexcept nogil
+cdef int apply_entries(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
+                       uint64_t tail) noexcept nogil
 cdef void tx_undo(nv_ctx* c) noexcept nogil
-cdef int inode_lock(nv_ctx* c, uint64_t ino, uint32_t generation, nv_inode_header** header) noexcept nogil
+cdef int inode_lock(nv_ctx* c, uint64_t ino, uint32_t generation,
+                    nv_inode_header** header) noexcept nogil
 cdef void tx_apply(nv_ctx* c, nv_inode_header* h, uint32_t nr) noexcept nogil
 cdef void finish_release(nv_ctx* c) noexcept nogil
 cdef int rebuild(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t* entries) noexcept nogil
 cdef int chunk_attach(nv_ctx* c, uint32_t table, uint32_t chunk, uint64_t pmem_off) noexcept nogil
 cdef void chunk_format(nv_ctx* c, uint64_t pmem_off, uint32_t table, uint32_t chunk) noexcept nogil
-cdef void unlink_block(nv_ctx* c, uint64_t link_off, uint64_t page_off, uint64_t next_off) noexcept nogil
+cdef void unlink_block(nv_ctx* c, uint64_t link_off, uint64_t page_off,
+                       uint64_t next_off) noexcept nogil
 
 
 cdef inline uint64_t chunk_off_of(nv_ctx* c, uint64_t ino) noexcept nogil:
@@ -86,7 +91,8 @@ cdef inline void gc_wanted(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept
         c.gc_ino = ino
 
 
-cdef inline uint64_t effective_epoch(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t epoch_id) noexcept nogil:
+cdef inline uint64_t effective_epoch(nv_ctx* c, nv_inode_header* h, uint64_t ino,
+                                     uint64_t epoch_id) noexcept nogil:
     # When what is superseded now ceased to be visible: no snapshot after an inode's last unlink
     # shows it, even while it is open.
     cdef uint64_t deleted

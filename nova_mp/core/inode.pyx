@@ -210,7 +210,8 @@ cdef void inodes_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     cpu_at(c, cpu_nr).inodes_used = used
 
 
-cdef int inode_new(nv_ctx* c, uint32_t mode, uint32_t uid, uint32_t gid, uint64_t* ino) noexcept nogil:
+cdef int inode_new(nv_ctx* c, uint32_t mode, uint32_t uid, uint32_t gid,
+                   uint64_t* ino) noexcept nogil:
     # A complete inode with its first entry, still INODE_FREE: the caller's journal makes it valid
     # together with the dentry. On error nothing is left.
     cdef nv_inode pi
@@ -296,7 +297,8 @@ cdef void inode_abandon(nv_ctx* c, uint64_t ino) noexcept nogil:
 
 # ---- taking inodes apart ------------------------------------------------------------------------
 
-cdef void unlink_block(nv_ctx* c, uint64_t link_off, uint64_t page_off, uint64_t next_off) noexcept nogil:
+cdef void unlink_block(nv_ctx* c, uint64_t link_off, uint64_t page_off,
+                       uint64_t next_off) noexcept nogil:
     # Takes a log page out of its chain (the word at link_off refers to it) and frees it.
     cdef nv_slot* s = c.slot
     s.rel_extent = (page_off >> BLOCK_SHIFT) << 32 | 1
@@ -499,7 +501,8 @@ cdef void apply_write(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t off)
     h.ctime_ns = e.mtime_ns
 
 
-cdef void apply_setattr(nv_ctx* c, nv_inode_header* h, uint64_t ino, nv_setattr_entry* e) noexcept nogil:
+cdef void apply_setattr(nv_ctx* c, nv_inode_header* h, uint64_t ino,
+                        nv_setattr_entry* e) noexcept nogil:
     h.mode = e.mode
     if e.mode & S_IFMT != S_IFDIR or h.nlink == 0:
         h.nlink = e.nlink
@@ -590,7 +593,8 @@ cdef int apply_entries(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t fir
 
 # ---- operations on logs -------------------------------------------------------------------------
 
-cdef int inode_lock(nv_ctx* c, uint64_t ino, uint32_t generation, nv_inode_header** header) noexcept nogil:
+cdef int inode_lock(nv_ctx* c, uint64_t ino, uint32_t generation,
+                    nv_inode_header** header) noexcept nogil:
     # Locks an inode by number; -ESTALE if that life of it is over. Generation 0 admits any.
     cdef nv_inode_header* h = header_of(c, ino)
     cdef int rc

@@ -41,7 +41,8 @@ cdef struct nv_listing:              # PRIVATE. Names of a directory: u64 ino, u
     uint64_t entries
 
 cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk* w) noexcept nogil
-cdef int lookup_child(nv_ctx* c, nv_node directory, const char* name, uint32_t name_len, nv_node* child) noexcept nogil
+cdef int lookup_child(nv_ctx* c, nv_node directory, const char* name, uint32_t name_len,
+                      nv_node* child) noexcept nogil
 cdef int name_create(nv_ctx* c, nv_walk* w, uint32_t mode, uint32_t uid, uint32_t gid,
                      const char* target, uint64_t target_len, nv_node* made) noexcept nogil
 cdef int name_link(nv_ctx* c, nv_node node, nv_walk* w) noexcept nogil
@@ -51,7 +52,8 @@ cdef int name_list(nv_ctx* c, nv_node directory, nv_listing* out) noexcept nogil
 cdef int handle_open(nv_ctx* c, nv_node node, uint64_t* cell) noexcept nogil
 cdef int handle_close(nv_ctx* c, uint64_t* cell) noexcept nogil
 cdef void recount_opens(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogil
-cdef int append_dentry(nv_ctx* c, nv_inode_header* h, uint32_t tx, const char* name, uint32_t name_len,
+cdef int append_dentry(nv_ctx* c, nv_inode_header* h, uint32_t tx, const char* name,
+                       uint32_t name_len,
                        uint64_t ino, uint32_t type, uint64_t removed_epoch_id, uint64_t now) noexcept nogil
 cdef int append_link_change(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint32_t nlink,
                             uint64_t now) noexcept nogil

@@ -22,7 +22,8 @@ from nova_mp.core.layout cimport (ENTRY_DENTRY, ENTRY_FLAG_REMOVED, ENTRY_LINK_C
                                   nv_link_change_entry)
 from nova_mp.core.log cimport log_append, log_room, tx_open
 from nova_mp.core.pmem cimport fail_point, pm_store64, pm_flush
-from nova_mp.core.sync cimport (lock_drop, lock_drop_all, op_begin, op_end, seq_begin, seq_end, seq_read,
+from nova_mp.core.sync cimport (lock_drop, lock_drop_all, op_begin, op_end, seq_begin, seq_end,
+                                seq_read,
                                 seq_same)
 
 cdef extern from "<errno.h>":
@@ -78,7 +79,8 @@ cdef int lookup_child(nv_ctx* c, nv_node directory, const char* name, uint32_t n
     return rc
 
 
-cdef int expand(nv_ctx* c, nv_walk* w, nv_node link, const char** rest, uint64_t* rest_len, int* turn) noexcept nogil:
+cdef int expand(nv_ctx* c, nv_walk* w, nv_node link, const char** rest, uint64_t* rest_len,
+                int* turn) noexcept nogil:
     # Puts a symbolic link's target before the rest of the path, in the other of two buffers.
     cdef char* text = w.text[turn[0]]
     cdef int64_t got = file_read(c, link.ino, link.generation, <uint8_t*>text, SYMLINK_MAX_BYTES, 0)
@@ -180,7 +182,8 @@ cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk
 
 # ---- appending ----------------------------------------------------------------------------------
 
-cdef int append_dentry(nv_ctx* c, nv_inode_header* h, uint32_t tx, const char* name, uint32_t name_len,
+cdef int append_dentry(nv_ctx* c, nv_inode_header* h, uint32_t tx, const char* name,
+                       uint32_t name_len,
                        uint64_t ino, uint32_t type, uint64_t removed_epoch_id, uint64_t now) noexcept nogil:
     # A dentry for log `tx` of the operation; one that removes if `removed_epoch_id` (of what it
     # removes) is not 0.
@@ -243,7 +246,8 @@ cdef int lock_parent(nv_ctx* c, nv_walk* w, nv_inode_header** h) noexcept nogil:
     return rc
 
 
-cdef int symlink_target(nv_ctx* c, uint64_t ino, const char* target, uint64_t target_len) noexcept nogil:
+cdef int symlink_target(nv_ctx* c, uint64_t ino, const char* target,
+                        uint64_t target_len) noexcept nogil:
     # The target as the new inode's data. Its log is not committed to by anybody yet, so its tail
     # moves without ceremony.
     cdef nv_inode_header* h = header_of(c, ino)
@@ -265,7 +269,8 @@ cdef int symlink_target(nv_ctx* c, uint64_t ino, const char* target, uint64_t ta
     return 0
 
 
-cdef int create_locked(nv_ctx* c, nv_inode_header* h, nv_walk* w, uint32_t mode, uint32_t uid, uint32_t gid,
+cdef int create_locked(nv_ctx* c, nv_inode_header* h, nv_walk* w, uint32_t mode, uint32_t uid,
+                       uint32_t gid,
                        const char* target, uint64_t target_len, nv_node* made) noexcept nogil:
     cdef nv_words words
     cdef uint64_t ino = 0
@@ -320,7 +325,8 @@ cdef int name_create(nv_ctx* c, nv_walk* w, uint32_t mode, uint32_t uid, uint32_
     return rc
 
 
-cdef int link_locked(nv_ctx* c, nv_inode_header* h, nv_inode_header* target, nv_node node, nv_walk* w) noexcept nogil:
+cdef int link_locked(nv_ctx* c, nv_inode_header* h, nv_inode_header* target, nv_node node,
+                     nv_walk* w) noexcept nogil:
     cdef nv_words words
     cdef uint64_t now = nv_file_time_ns()
     cdef int rc = dir_reserve(c, h, 1)
@@ -389,7 +395,8 @@ cdef void unlinked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint32_t tx) noe
             evict(c, h, ino)
 
 
-cdef int remove_locked(nv_ctx* c, nv_inode_header* h, nv_inode_header* child, nv_node node, nv_walk* w) noexcept nogil:
+cdef int remove_locked(nv_ctx* c, nv_inode_header* h, nv_inode_header* child, nv_node node,
+                       nv_walk* w) noexcept nogil:
     # Takes one name away from a file, or its only name from an empty directory.
     cdef nv_words words
     cdef uint64_t now = nv_file_time_ns()
@@ -399,7 +406,8 @@ cdef int remove_locked(nv_ctx* c, nv_inode_header* h, nv_inode_header* child, nv
     if nlink == 0 and evict_reserve(c, child):
         return -ENOSPC
     tx_open(c, w.node.ino, h.log_tail_off)
-    rc = append_dentry(c, h, 0, w.name, w.name_len, node.ino, node.type, dentry_at(c, old).epoch_id, now)
+    rc = append_dentry(c, h, 0, w.name, w.name_len, node.ino, node.type, dentry_at(c, old).epoch_id,
+                       now)
     if rc == 0:
         rc = append_link_change(c, child, node.ino, nlink, now)
     if rc:

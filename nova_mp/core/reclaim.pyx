@@ -24,7 +24,8 @@ from nova_mp.core.pmem cimport (fail_point, pm_copy, pm_fence, pm_flush, pm_pers
                                 pm_store64, pm_word)
 from nova_mp.core.snapshot cimport (list_entries, list_tail, release_announced,
                                     snap_any_before, snap_find, snap_needed_by, spare_reserve)
-from nova_mp.core.sync cimport (RANK_CLEAN, RANK_LIST, RANK_SNAPSHOT, lock_drop, lock_take, op_begin,
+from nova_mp.core.sync cimport (RANK_CLEAN, RANK_LIST, RANK_SNAPSHOT, lock_drop, lock_take,
+                                op_begin,
                                 op_end, seq_begin, seq_end)
 
 cdef struct nv_pass:                 # PRIVATE. One thorough pass over a log
@@ -45,7 +46,8 @@ cdef struct nv_pass:                 # PRIVATE. One thorough pass over a log
 # ---- what is needed -----------------------------------------------------------------------------
 
 cdef bint between(nv_ctx* c, uint64_t create_epoch_id, uint64_t delete_epoch_id) noexcept nogil:
-    return create_epoch_id < delete_epoch_id and snap_needed_by(c, create_epoch_id, delete_epoch_id) != NULL
+    return create_epoch_id < delete_epoch_id and snap_needed_by(c, create_epoch_id,
+                                                                delete_epoch_id) != NULL
 
 
 cdef bint write_live(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogil:
@@ -92,7 +94,8 @@ cdef uint64_t superseded_by(nv_ctx* c, nv_pass* p, uint64_t off) noexcept nogil:
             same = True
         if n.entry_type == ENTRY_XATTR and e.entry_type == ENTRY_XATTR:
             same = (n.name_len == e.name_len
-                    and memcmp((<nv_xattr_entry*>n).data, (<nv_xattr_entry*>e).data, n.name_len) == 0)
+                    and memcmp((<nv_xattr_entry*>n).data, (<nv_xattr_entry*>e).data,
+                               n.name_len) == 0)
         if same:
             return n.epoch_id
         pos = log_position(c, pos + n.slots * LINE_BYTES, p.tail)
@@ -232,7 +235,8 @@ cdef int copy_needed(nv_ctx* c, nv_pass* p) noexcept nogil:
     return 0
 
 
-cdef void retarget(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first, uint64_t stop) noexcept nogil:
+cdef void retarget(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
+                   uint64_t stop) noexcept nogil:
     # DRAM refers to the copies from now on. A data block belongs to one entry, so a cell with its
     # block is the one that referred to the original. Idempotent.
     cdef uint64_t pos = log_position(c, first, h.log_tail_off)
@@ -393,7 +397,8 @@ cdef int gc_all(nv_ctx* c) noexcept nogil:
             for slot in range(1, CHUNK_SLOTS):
                 h = <nv_inode_header*>(c.dram + off + slot * 128)
                 if h.mode and h.log_pages > 1 and not h.flags & INODE_DEAD:
-                    rc = gc_inode(c, chunk << INO_CHUNK_SHIFT | <uint64_t>table << INO_SLOT_BITS | slot)
+                    rc = gc_inode(c,
+                                  chunk << INO_CHUNK_SHIFT | <uint64_t>table << INO_SLOT_BITS | slot)
                     if rc == NV_FROZEN:
                         return rc
     return 0

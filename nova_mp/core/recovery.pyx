@@ -10,7 +10,8 @@ from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES,
                                 nv_dram_header, nv_inode_header, nv_page_desc, nv_snapshot, nv_table,
                                 table_at)
 from nova_mp.core.index cimport index_cell, index_next, word_block
-from nova_mp.core.inode cimport (PI_LOG_HEAD, S_IFDIR, S_IFMT, chunk_attach, chunk_format, chunk_off_of,
+from nova_mp.core.inode cimport (PI_LOG_HEAD, S_IFDIR, S_IFMT, chunk_attach, chunk_format,
+                                 chunk_off_of,
                                  evict, evict_reserve, header_of, inode_at, inode_off, rebuild)
 from nova_mp.core.journal cimport journal_recover
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, CHUNK_BLOCKS, CHUNK_SLOTS, DATA_NR,
@@ -34,7 +35,8 @@ cdef extern from "<errno.h>":
 
 # ---- mkfs ---------------------------------------------------------------------------------------
 
-cdef void reserved_inode(nv_ctx* c, uint64_t chunk_off, uint64_t ino, uint32_t mode, uint64_t block) noexcept nogil:
+cdef void reserved_inode(nv_ctx* c, uint64_t chunk_off, uint64_t ino, uint32_t mode,
+                         uint64_t block) noexcept nogil:
     # An inode that exists from the beginning, with one log page.
     cdef nv_inode pi
     cdef nv_setattr_entry entry
@@ -194,7 +196,8 @@ cdef int recover_table(nv_ctx* c, uint32_t table, nv_mount_error* error) noexcep
     return 0
 
 
-cdef int mark_inode(nv_ctx* c, nv_inode_header* h, uint64_t ino, nv_mount_error* error) noexcept nogil:
+cdef int mark_inode(nv_ctx* c, nv_inode_header* h, uint64_t ino,
+                    nv_mount_error* error) noexcept nogil:
     # REC-1 for one inode that lives on: its log pages and its data.
     cdef uint64_t page = pm_word(c, inode_off(c, ino) + PI_LOG_HEAD)
     cdef uint64_t last = page_of(h.log_tail_off - 1)
@@ -222,7 +225,8 @@ cdef int recover_inode(nv_ctx* c, uint64_t ino, nv_chunk* d, nv_mount_error* err
     cdef uint32_t table = <uint32_t>((ino >> INO_SLOT_BITS) & (MAX_CPUS - 1))
     cdef int rc = rebuild(c, h, ino, &c.hdr.recovery_entries)
     if rc:
-        return fail(error, rc, "damaged inode or log" if rc == -EUCLEAN else "no memory for an inode", ino)
+        return fail(error, rc,
+                    "damaged inode or log" if rc == -EUCLEAN else "no memory for an inode", ino)
     c.hdr.recovery_inodes += 1
     if pi.delete_epoch_id:
         if evict_reserve(c, h):
@@ -299,7 +303,8 @@ cdef int mark_lists(nv_ctx* c, nv_mount_error* error) noexcept nogil:
             for k in range(list_tail(c, page).num_entries):
                 e = &list_entries(c, page)[k]
                 if e.entry_type == SS_FILE_WRITE and blocks_mark(c, e.nvmm, e.num_pages):
-                    return fail(error, -EUCLEAN, "block held by a snapshot has a second owner", e.nvmm)
+                    return fail(error, -EUCLEAN, "block held by a snapshot has a second owner",
+                                e.nvmm)
             page = list_tail(c, page).next_page_off
     return 0
 

@@ -5,11 +5,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.arch cimport nv_file_time_ns
 from nova_mp.core.dir cimport DT_DIR, dentry_at, dentry_ino, dir_lookup, dir_reserve
 from nova_mp.core.dram cimport INODE_DEAD, OP_RENAME, nv_inode_header, nv_tx
-from nova_mp.core.inode cimport (PI_DELETE_EPOCH, PI_LOG_TAIL, apply_entries, evict_reserve, gc_wanted,
+from nova_mp.core.inode cimport (PI_DELETE_EPOCH, PI_LOG_TAIL, apply_entries, evict_reserve,
+                                 gc_wanted,
                                  inode_lock, inode_off, tx_apply)
 from nova_mp.core.journal cimport journal_commit, nv_words, words_add
 from nova_mp.core.log cimport tx_open
-from nova_mp.core.namei cimport (WALK_PARENT, append_dentry, append_link_change, lookup_child, nv_node,
+from nova_mp.core.namei cimport (WALK_PARENT, append_dentry, append_link_change, lookup_child,
+                                 nv_node,
                                  unlinked, walk)
 from nova_mp.core.pmem cimport fail_point
 from nova_mp.core.sync cimport (RANK_RENAME, lock_drop_all, lock_take, op_begin, op_end, seq_begin,
@@ -146,10 +148,12 @@ cdef int append_all(nv_ctx* c, nv_rename* r, uint64_t now) noexcept nogil:
     rc = append_dentry(c, r.src_dir, 0, r.src.name, r.src.name_len, r.moved.ino, r.moved.type,
                        dentry_at(c, old).epoch_id, now)
     if rc == 0 and over:
-        rc = append_dentry(c, r.dst_dir, to, r.dst.name, r.dst.name_len, r.victim.ino, r.victim.type,
+        rc = append_dentry(c, r.dst_dir, to, r.dst.name, r.dst.name_len, r.victim.ino,
+                           r.victim.type,
                            dentry_at(c, over).epoch_id, now)
     if rc == 0:
-        rc = append_dentry(c, r.dst_dir, to, r.dst.name, r.dst.name_len, r.moved.ino, r.moved.type, 0, now)
+        rc = append_dentry(c, r.dst_dir, to, r.dst.name, r.dst.name_len, r.moved.ino, r.moved.type,
+                           0, now)
     if rc == 0:
         rc = append_link_change(c, r.moved_header, r.moved.ino, r.moved_header.nlink, now)
     if rc == 0 and r.victim.ino:

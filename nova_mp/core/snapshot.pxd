@@ -24,7 +24,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx, nv_inode_header, nv_list_head, nv_snapshot
 from nova_mp.core.layout cimport nv_list_entry, nv_list_page_tail
 
-cdef nv_snapshot* snap_needed_by(nv_ctx* c, uint64_t create_epoch_id, uint64_t delete_epoch_id) noexcept nogil
+cdef nv_snapshot* snap_needed_by(nv_ctx* c, uint64_t create_epoch_id,
+                                 uint64_t delete_epoch_id) noexcept nogil
 cdef bint snap_any_before(nv_ctx* c, uint64_t epoch_id) noexcept nogil
 cdef nv_snapshot* snap_find(nv_ctx* c, uint64_t epoch_id) noexcept nogil
 cdef nv_snapshot* snap_at(nv_ctx* c, uint32_t position) noexcept nogil
@@ -41,7 +42,8 @@ cdef void spare_drop(nv_ctx* c) noexcept nogil
 cdef uint64_t descriptor_new(nv_ctx* c) noexcept nogil
 cdef int table_room(nv_ctx* c) noexcept nogil
 cdef void table_insert(nv_ctx* c, uint64_t descriptor_off, uint64_t info_off) noexcept nogil
-cdef int snap_create(nv_ctx* c, const char* name, uint32_t name_len, uint64_t* epoch_id) noexcept nogil
+cdef int snap_create(nv_ctx* c, const char* name, uint32_t name_len,
+                     uint64_t* epoch_id) noexcept nogil
 cdef int snap_delete(nv_ctx* c, uint64_t epoch_id) noexcept nogil
 cdef void snap_create_finish(nv_ctx* c) noexcept nogil
 cdef void snap_delete_finish(nv_ctx* c, uint64_t descriptor_off) noexcept nogil

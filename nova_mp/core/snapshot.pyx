@@ -4,7 +4,8 @@ from libc.errno cimport EBUSY, EEXIST, ENAMETOOLONG, ENOENT, ENOSPC
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, memset
 from nova_mp.core.alloc cimport blocks_free_announced, dpend_done, dram_alloc, dram_free
-from nova_mp.core.arch cimport (nv_assert, nv_check, nv_fence_acquire, nv_fence_release, nv_file_time_ns,
+from nova_mp.core.arch cimport (nv_assert, nv_check, nv_fence_acquire, nv_fence_release,
+                                nv_file_time_ns,
                                 nv_futex_wake, nv_load32, nv_load64, nv_monotonic_ns, nv_pause,
                                 nv_store32, nv_store64, nv_xchg64)
 from nova_mp.core.dram cimport (CNT_LIST_APPENDS, DRAM_PAGE, OP_SNAPSHOT_CREATE, OP_SNAPSHOT_DELETE,
@@ -45,7 +46,8 @@ cdef uint32_t first_at_least(nv_snap_ref* table, uint32_t n, uint64_t epoch_id) 
     return low
 
 
-cdef uint64_t lookup(nv_ctx* c, uint64_t epoch_id, uint64_t below, uint64_t* found_id) noexcept nogil:
+cdef uint64_t lookup(nv_ctx* c, uint64_t epoch_id, uint64_t below,
+                     uint64_t* found_id) noexcept nogil:
     # Descriptor of the oldest live snapshot S with epoch_id <= S < below; 0 if none. Optimistic.
     cdef uint32_t seq, n, i
     cdef uint64_t off, newest
@@ -75,7 +77,8 @@ cdef uint64_t lookup(nv_ctx* c, uint64_t epoch_id, uint64_t below, uint64_t* fou
             return off
 
 
-cdef nv_snapshot* snap_needed_by(nv_ctx* c, uint64_t create_epoch_id, uint64_t delete_epoch_id) noexcept nogil:
+cdef nv_snapshot* snap_needed_by(nv_ctx* c, uint64_t create_epoch_id,
+                                 uint64_t delete_epoch_id) noexcept nogil:
     # The epoch check: the oldest snapshot that needs what was born in `create_epoch_id` and
     # superseded in `delete_epoch_id`, or NULL. The pointer is good while the caller holds a
     # snap_lock or the snapshot lock; as a yes or no it is good at any time (SNAP-4).
@@ -327,7 +330,8 @@ cdef bint record_inode(nv_ctx* c, uint64_t ino, uint64_t create_epoch_id,
     return recorded
 
 
-cdef void recount_list(nv_ctx* c, nv_list_head* list, uint64_t* held, uint64_t* pages) noexcept nogil:
+cdef void recount_list(nv_ctx* c, nv_list_head* list, uint64_t* held,
+                       uint64_t* pages) noexcept nogil:
     cdef uint64_t page = list.head_off
     cdef uint32_t i
     list.num_pages = 0
@@ -404,7 +408,8 @@ cdef bint name_taken(nv_ctx* c, const char* name, uint32_t name_len) noexcept no
     return False
 
 
-cdef int append_info(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t name_len) noexcept nogil:
+cdef int append_info(nv_ctx* c, nv_inode_header* h, const char* name,
+                     uint32_t name_len) noexcept nogil:
     cdef uint8_t buffer[320]
     cdef nv_snapshot_info* info = <nv_snapshot_info*>buffer
     cdef int rc
@@ -422,7 +427,8 @@ cdef int append_info(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t n
     return rc
 
 
-cdef int create_locked(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t name_len) noexcept nogil:
+cdef int create_locked(nv_ctx* c, nv_inode_header* h, const char* name,
+                       uint32_t name_len) noexcept nogil:
     # Under the snapshot lock and the snapshot inode's. 0, or an error that left nothing behind.
     cdef uint64_t descriptor
     cdef int rc
@@ -476,7 +482,8 @@ cdef void snap_create_finish(nv_ctx* c) noexcept nogil:
     c.slot.arg = 0
 
 
-cdef int snap_create(nv_ctx* c, const char* name, uint32_t name_len, uint64_t* epoch_id) noexcept nogil:
+cdef int snap_create(nv_ctx* c, const char* name, uint32_t name_len,
+                     uint64_t* epoch_id) noexcept nogil:
     # Returns when the snapshot is complete: no operation of its epoch is under way any more.
     cdef nv_inode_header* h = snapshot_header(c)
     cdef uint64_t start = nv_monotonic_ns()

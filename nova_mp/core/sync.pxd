@@ -44,7 +44,8 @@ cdef void op_end(nv_ctx* c) noexcept nogil
 cdef void gate_wait(nv_ctx* c, uint64_t ns) noexcept nogil
 cdef int grace_wait(nv_ctx* c, uint64_t epoch_id, uint64_t timeout_ns) noexcept nogil
 
-cdef int slot_take(nv_arena* a, uint32_t role, uint32_t cpu, uint32_t parent, const char* title) noexcept nogil
+cdef int slot_take(nv_arena* a, uint32_t role, uint32_t cpu, uint32_t parent,
+                   const char* title) noexcept nogil
 cdef void slot_give_back(nv_ctx* c, nv_slot* s) noexcept nogil
 cdef bint slot_dead(nv_slot* s) noexcept nogil
 cdef void ctx_init(nv_ctx* c, nv_arena* a, uint32_t slot_nr) noexcept nogil

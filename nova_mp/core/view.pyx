@@ -21,8 +21,8 @@ from nova_mp import errors
 from nova_mp.core.dir cimport DT_DIR, DT_LNK, dentry_at, dentry_ino, dentry_type
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, NV_RETRY, nv_ctx, nv_index, nv_inode_header)
 from nova_mp.core.file cimport nv_attr
-from nova_mp.core.fs cimport Core, decode, nv_path, path_arg, raise_errno
-from nova_mp.core.fs import parse_mode
+from nova_mp.core.boundary cimport decode, nv_path, path_arg, raise_errno
+from nova_mp.core.boundary import parse_mode
 from nova_mp.core.handle cimport make_stat
 from nova_mp.core.index cimport index_cell, index_get, index_next, index_prune, index_reserve
 from nova_mp.core.inode cimport S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, inode_at, inode_lock
@@ -33,6 +33,7 @@ from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_DENTRY, ENTRY_
                                   nv_write_entry, nv_xattr_entry)
 from nova_mp.core.log cimport log_position
 from nova_mp.core.pmem cimport block_off
+from nova_mp.core.process cimport Process
 from nova_mp.core.sync cimport lock_drop
 from nova_mp.core.xattr cimport xattr_last
 
@@ -125,14 +126,14 @@ cdef int fold(nv_ctx* c, _Inode node, uint64_t head, uint64_t tail, uint64_t epo
 cdef class SnapshotCore:
     """The primitives of `Core`, read-only, on one snapshot; everything else raises OSError(EROFS)."""
 
-    cdef Core core
+    cdef Process core
     cdef uint32_t cell
     cdef bint is_open
     cdef dict inodes
     cdef readonly uint64_t epoch_id
     cdef object __weakref__
 
-    def __cinit__(self, Core core, uint64_t epoch_id, *args, **more):
+    def __cinit__(self, Process core, uint64_t epoch_id, *args, **more):
         cdef nv_ctx* c = core.ctx()
         self.core = core
         self.inodes = {}
@@ -185,7 +186,8 @@ cdef class SnapshotCore:
         with nogil:
             rc = inode_lock(c, ino, 0, &h)
         if rc:
-            raise errors.CorruptArena(f"inode {ino} of snapshot {self.epoch_id} is gone", "run fsck")
+            raise errors.CorruptArena(f"inode {ino} of snapshot {self.epoch_id} is gone",
+                                      "run fsck")
         node = _Inode.__new__(_Inode)
         node.names = {}
         try:

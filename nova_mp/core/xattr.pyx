@@ -29,7 +29,8 @@ cdef uint64_t xattr_last(nv_ctx* c, uint64_t first, uint64_t tail, const uint8_t
         e = <nv_xattr_entry*>(c.pm + pos)
         if e.epoch_id > up_to_epoch_id:
             break
-        if e.entry_type == ENTRY_XATTR and e.name_len == name_len and memcmp(e.data, name, name_len) == 0:
+        if e.entry_type == ENTRY_XATTR and e.name_len == name_len and memcmp(e.data, name,
+                                                                             name_len) == 0:
             found = 0 if e.flags & ENTRY_FLAG_REMOVED else pos
         pos = log_position(c, pos + e.slots * LINE_BYTES, tail)
     return found
@@ -39,11 +40,13 @@ cdef uint64_t find_live(nv_ctx* c, nv_inode_header* h, uint64_t ino, const char*
                         uint32_t name_len) noexcept nogil:
     if not h.flags & INODE_HAS_XATTR:
         return 0
-    return xattr_last(c, inode_at(c, ino).log_head_off, h.log_tail_off, <const uint8_t*>name, name_len,
+    return xattr_last(c, inode_at(c, ino).log_head_off, h.log_tail_off, <const uint8_t*>name,
+                      name_len,
                       <uint64_t>-1)
 
 
-cdef int64_t xattr_get(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name, uint32_t name_len,
+cdef int64_t xattr_get(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name,
+                       uint32_t name_len,
                        uint8_t* value) noexcept nogil:
     # `value` is private memory of XATTR_DATA_MAX bytes.
     cdef nv_inode_header* h = NULL
@@ -63,7 +66,8 @@ cdef int64_t xattr_get(nv_ctx* c, uint64_t ino, uint32_t generation, const char*
     return rc
 
 
-cdef int64_t xattr_list(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* names, uint64_t room) noexcept nogil:
+cdef int64_t xattr_list(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* names,
+                        uint64_t room) noexcept nogil:
     # Names, each after its length byte, into private memory; bytes used, or -ERANGE.
     cdef nv_inode_header* h = NULL
     cdef nv_xattr_entry* e
@@ -96,13 +100,15 @@ cdef uint64_t oldest_set(nv_ctx* c, nv_inode_header* h, uint64_t ino, const char
     cdef nv_xattr_entry* e
     while pos != h.log_tail_off:
         e = <nv_xattr_entry*>(c.pm + pos)
-        if e.entry_type == ENTRY_XATTR and e.name_len == name_len and memcmp(e.data, name, name_len) == 0:
+        if e.entry_type == ENTRY_XATTR and e.name_len == name_len and memcmp(e.data, name,
+                                                                             name_len) == 0:
             return e.epoch_id
         pos = log_position(c, pos + e.slots * LINE_BYTES, h.log_tail_off)
     return 0
 
 
-cdef int append_xattr(nv_ctx* c, nv_inode_header* h, uint64_t ino, const char* name, uint32_t name_len,
+cdef int append_xattr(nv_ctx* c, nv_inode_header* h, uint64_t ino, const char* name,
+                      uint32_t name_len,
                       const uint8_t* value, uint64_t value_len, uint64_t removed) noexcept nogil:
     cdef uint8_t buffer[4096]
     cdef nv_xattr_entry* e = <nv_xattr_entry*>buffer
@@ -129,7 +135,8 @@ cdef int append_xattr(nv_ctx* c, nv_inode_header* h, uint64_t ino, const char* n
     return 0
 
 
-cdef int xattr_set(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name, uint32_t name_len,
+cdef int xattr_set(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name,
+                   uint32_t name_len,
                    const uint8_t* value, uint64_t value_len, int flags) noexcept nogil:
     # flags: XATTR_CREATE, XATTR_REPLACE as setxattr(2); 4 removes.
     cdef nv_inode_header* h = NULL
@@ -151,7 +158,8 @@ cdef int xattr_set(nv_ctx* c, uint64_t ino, uint32_t generation, const char* nam
         rc = op_begin(c, OP_XATTR)
         if rc == 0:
             c.privileged = 1 if flags & REMOVE else 0
-            rc = append_xattr(c, h, ino, name, name_len, value, value_len, there if flags & REMOVE else 0)
+            rc = append_xattr(c, h, ino, name, name_len, value, value_len,
+                              there if flags & REMOVE else 0)
             c.privileged = 0
             op_end(c)
     lock_drop(c, &h.lock)

@@ -32,7 +32,11 @@ CORE_LEVELS = [
     {"reclaim"},
     {"repair"},
     {"recovery"},
-    {"handle", "view"},
+    {"boundary", "arena"},
+    {"process"},
+    {"handle"},
+    {"view"},
+    {"admin"},
     {"fs"},
 ]
 CORE_LEVEL = {module: rank for rank, names in enumerate(CORE_LEVELS) for module in names}

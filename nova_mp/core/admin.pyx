@@ -1,0 +1,284 @@
+"""What the engine's processes do: snapshots, cleaning, freezing, reaping; and statistics for all."""
+
+import errno as _errno
+import os
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EBUSY, ENOENT
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from nova_mp import errors
+from nova_mp.core.arch cimport nv_futex_wake, nv_load64, nv_xchg64
+from nova_mp.core.arena cimport recovery_stats
+from nova_mp.core.boundary cimport decode, raise_errno
+from nova_mp.core.boundary import COUNTERS, MEDIA, OPERATIONS, ROLES
+from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, NV_FROZEN, SLOT_ACTIVE, SLOT_FREE, cpu_at,
+                                nv_cpu,
+                                nv_ctx, nv_dram_header, nv_slot, nv_snapshot, nv_trace, slot_at)
+from nova_mp.core.layout cimport BLOCK_BYTES, DATA_NR
+from nova_mp.core.reclaim cimport clean_backlog, clean_lists, gc_all
+from nova_mp.core.repair cimport reap_slot
+from nova_mp.core.snapshot cimport (list_entries, list_of, list_tail, snap_at, snap_create,
+                                    snap_delete,
+                                    snap_id_after)
+from nova_mp.core.sync cimport RANK_LIST, RANK_SNAPSHOT, grace_wait, lock_drop, lock_take
+
+
+cdef class Admin(Process):
+    """The part of `Core` that works on the arena as a whole."""
+
+    # -- snapshots (the coordinator's part)
+
+    def snapshot_create(self, name=None):
+        """Takes a snapshot; returns its id when it is complete. For one process: the coordinator."""
+        cdef nv_ctx* c = self.ctx()
+        cdef bytes text = (name or "").encode()
+        cdef const char* p = PyBytes_AS_STRING(text)
+        cdef uint32_t n = PyBytes_GET_SIZE(text)
+        cdef uint64_t epoch_id = 0
+        cdef int rc
+        if name is not None and (not name or name.isdigit() or "/" in name or "@" in name or "\0" in name):
+            raise ValueError(f"a snapshot's name is no number and has no '/' or '@': {name!r}")
+        with nogil:
+            rc = snap_create(c, p, n, &epoch_id)
+        if rc == NV_FROZEN:
+            raise OSError(_errno.EBUSY, "the arena is frozen", name)
+        if rc:
+            raise_errno(rc, name, None)
+        if c.hdr.snap_live * 2 + 64 < c.hdr.snap_count:
+            self.gc()
+        return epoch_id
+
+    def snapshot_delete(self, uint64_t epoch_id):
+        """Deletes a snapshot; the cleaner frees what it alone held."""
+        cdef nv_ctx* c = self.ctx()
+        cdef int rc
+        with nogil:
+            rc = snap_delete(c, epoch_id)
+        if rc == -ENOENT:
+            raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}", "list the snapshots there are")
+        if rc == NV_FROZEN:
+            raise OSError(_errno.EBUSY, "the arena is frozen", str(epoch_id))
+        if rc == -EBUSY:
+            raise OSError(_errno.EBUSY, "the snapshot is open", str(epoch_id))
+        if rc:
+            raise_errno(rc, str(epoch_id), None)
+        if c.gc_ino:
+            self.collect(c)
+
+    def snapshot_table(self):
+        """The snapshots, oldest first, as dicts."""
+        cdef nv_ctx* c = self.ctx()
+        cdef uint32_t i
+        cdef nv_snapshot* s
+        result = []
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+        try:
+            for i in range(c.hdr.snap_count):
+                s = snap_at(c, i)
+                if s != NULL:
+                    result.append(_describe(c, s))
+        finally:
+            lock_drop(c, &c.hdr.snapshot_lock)
+        return result
+
+    def snapshot_open(self, uint64_t epoch_id):
+        """A read-only view of a snapshot, which cannot be deleted while the view is open."""
+        from nova_mp.core.view import SnapshotCore
+        return SnapshotCore(self, epoch_id)
+
+    def reclaim(self, uint64_t budget=10000):
+        """Cleans up to `budget` entries of deleted snapshots' lists; returns how many are left."""
+        cdef nv_ctx* c = self.ctx()
+        cdef int64_t rc
+        with nogil:
+            rc = clean_lists(c, budget)
+        if rc == NV_FROZEN:
+            return clean_backlog(c)
+        if rc < 0:
+            raise_errno(rc, None, None)
+        return rc
+
+    def gc(self):
+        """Collects garbage in every log that has more than one page."""
+        cdef nv_ctx* c = self.ctx()
+        with nogil:
+            gc_all(c)
+
+    def freeze(self, double timeout=5.0):
+        """Lets running operations finish and new ones wait. TimeoutError names who did not finish."""
+        cdef nv_ctx* c = self.ctx()
+        cdef uint64_t ns = <uint64_t>(timeout * 1e9)
+        cdef int late
+        gate = nv_load64(&c.hdr.gate)
+        if gate & 1:
+            raise OSError(_errno.EBUSY, "the arena is frozen already")
+        nv_xchg64(&c.hdr.gate, gate | 1)
+        with nogil:
+            late = grace_wait(c, <uint64_t>-1 >> 1, ns)
+        if late:
+            pid = slot_at(c, late - 1).pid
+            self.unfreeze()
+            raise TimeoutError(_errno.ETIMEDOUT, f"process {pid} did not finish its operation")
+
+    def unfreeze(self):
+        """Lets operations go on. Harmless when nothing is frozen."""
+        cdef nv_ctx* c = self.ctx()
+        nv_xchg64(&c.hdr.gate, nv_load64(&c.hdr.gate) & ~<uint64_t>1)
+        c.hdr.gate_futex += 1
+        with nogil:
+            nv_futex_wake(&c.hdr.gate_futex, 0x7FFFFFFF)
+
+    # -- processes
+
+    def reap(self):
+        """Repairs and frees slots of dead processes and threads; returns what was done."""
+        cdef nv_ctx* c = self.ctx()
+        cdef uint32_t i
+        cdef int rc
+        result = []
+        for i in range(c.hdr.slot_high):
+            if slot_at(c, i).state == SLOT_FREE or slot_at(c, i) == c.slot:
+                continue
+            pid, tid, role = slot_at(c, i).pid, slot_at(c, i).tid, slot_at(c, i).role
+            op, thread = slot_at(c, i).op, slot_at(c, i).parent != 0
+            with nogil:
+                rc = reap_slot(c, i)
+            if rc == 1:
+                result.append({"slot": i, "pid": pid, "tid": tid, "role": _role_name(role),
+                               "op": OPERATIONS[op] if op < len(OPERATIONS) else "?", "thread": thread})
+        return result
+
+    def slots(self):
+        """Every process slot in use, as dicts."""
+        cdef nv_ctx* c = self.ctx()
+        cdef nv_slot* s
+        cdef uint32_t i
+        result = []
+        for i in range(c.hdr.slot_high):
+            s = slot_at(c, i)
+            if s.state & 3 != SLOT_ACTIVE:
+                continue
+            result.append({
+                "slot": i, "pid": s.pid, "tid": s.tid, "role": _role_name(s.role), "cpu": s.cpu,
+                "thread": s.parent != 0, "title": (<bytes>s.title[:24]).split(b"\0")[0].decode(errors="replace"),
+                "epoch_id": s.epoch_id, "op": OPERATIONS[s.op] if s.op < len(OPERATIONS) else "?",
+                "locks": s.nlocks, "operations": sum(s.counters[k] for k in range(17)),
+                **{name: s.counters[k] for name, k in COUNTERS.items()},
+            })
+        return result
+
+    def stats(self):
+        """Space, inodes, CPUs, snapshots, recovery and counters of the arena, as a dict."""
+        cdef nv_ctx* c = self.ctx()
+        cdef nv_dram_header* h = c.hdr
+        cpus = [_cpu_stats(c, i) for i in range(h.cpus)]
+        free_blocks = sum(cpu["free_blocks"] for cpu in cpus)
+        held = sum(cpu["held_blocks"] for cpu in cpus)
+        used = sum(cpu["inodes"] for cpu in cpus)
+        head = DATA_NR + 1
+        names = [f"op_{name}" for name in OPERATIONS] + list(COUNTERS)
+        return {
+            "epoch_id": nv_load64(&h.gate) >> 1,
+            "frozen": bool(nv_load64(&h.gate) & 1),
+            "media": {value: name for name, value in MEDIA.items()}[h.media_mode],
+            "blocks": {
+                "size": BLOCK_BYTES, "total": h.num_blocks, "head": head, "free": free_blocks,
+                "held": held, "live": h.num_blocks - head - free_blocks - held,
+                "reserved": sum(cpu_at(c, i).blocks.reserve for i in range(h.cpus)),
+            },
+            "inodes": {"used": used, "limit": h.inode_limit},
+            "cpus": cpus,
+            "counters": {name: sum(cpu["counters"][name] for cpu in cpus) for name in names},
+            "snapshots": {
+                "count": h.snap_live, "creates": h.snapshot_creates, "create_ns": h.snapshot_create_ns,
+                "deletes": h.snapshot_deletes, "delete_ns": h.snapshot_delete_ns,
+                "backlog": clean_backlog(c), "list_pages": sum(cpu["list_pages"] for cpu in cpus),
+            },
+            "recovery": recovery_stats(h),
+            "dram": {
+                "bytes_used": (h.pages_reserved - h.pages.free) * DRAM_PAGE,
+                "bytes_reserved": h.pages_reserved * DRAM_PAGE,
+                "bytes_limit": h.limit_bytes,
+            },
+        }
+
+    # -- persistence trace
+
+    def trace_start(self):
+        """From now on this process's stores, flushes and fences are recorded."""
+        cdef nv_trace* t = <nv_trace*>calloc(1, sizeof(nv_trace))
+        if t == NULL:
+            raise MemoryError
+        if self.arena.trace != NULL:
+            free(t)
+            raise RuntimeError("a trace is being taken already")
+        self.arena.trace = t
+
+    def trace_stop(self):
+        """The trace: records of (u64 offset, u64 length, u32 kind, u32 0) and the stored bytes."""
+        cdef nv_trace* t = self.arena.trace
+        if t == NULL:
+            raise RuntimeError("no trace is being taken")
+        self.arena.trace = NULL
+        try:
+            if t.failed:
+                raise MemoryError("the trace did not fit in memory")
+            return PyBytes_FromStringAndSize(<char*>t.buffer, t.used)
+        finally:
+            free(t.buffer)
+            free(t)
+
+
+cdef _role_name(uint32_t role):
+    for name, number in ROLES.items():
+        if number == role:
+            return name
+    return "?"
+
+
+cdef _cpu_stats(nv_ctx* c, uint32_t nr):
+    cdef nv_cpu* cpu = cpu_at(c, nr)
+    cdef nv_slot* s
+    cdef uint32_t i
+    cdef int k
+    totals = [cpu.counters[k] for k in range(CNT_COUNT)]
+    processes = 0
+    for i in range(c.hdr.slot_high):
+        s = slot_at(c, i)
+        if s.state & 3 == SLOT_ACTIVE and s.cpu == nr:
+            processes += 1
+            for k in range(CNT_COUNT):
+                totals[k] += s.counters[k]
+    counters = {f"op_{name}": totals[k] for k, name in enumerate(OPERATIONS)}
+    counters.update({name: totals[k] for name, k in COUNTERS.items()})
+    return {
+        "cpu": nr, "blocks": cpu.blocks.end - cpu.blocks.first, "free_blocks": cpu.blocks.free,
+        "held_blocks": cpu.held_blocks, "inodes": cpu.inodes_used, "list_pages": cpu.list_pages,
+        "list_appends": cpu.appends, "processes": processes, "counters": counters,
+    }
+
+
+cdef _describe(nv_ctx* c, nv_snapshot* s):
+    """One snapshot; under the snapshot lock. Exclusive is what no later snapshot needs as well."""
+    cdef uint64_t following = snap_id_after(c, s.epoch_id)
+    cdef uint64_t page, pages = 0, exclusive = 0
+    cdef uint32_t i, k
+    cdef const uint8_t* info = c.pm + s.info_off
+    for i in range(c.hdr.cpus):
+        lock_take(c, &cpu_at(c, i).snap_lock, RANK_LIST)
+        pages += list_of(s, i).num_pages
+        page = list_of(s, i).head_off
+        while page:
+            for k in range(list_tail(c, page).num_entries):
+                if following == 0 or list_entries(c, page)[k].delete_epoch_id <= following:
+                    exclusive += list_entries(c, page)[k].num_pages
+            page = list_tail(c, page).next_page_off
+        lock_drop(c, &cpu_at(c, i).snap_lock)
+    name = decode(<const char*>info + 40, info[3]) if info[3] else None
+    return {
+        "epoch_id": s.epoch_id, "name": name, "create_time_ns": s.create_time_ns,
+        "list_pages": pages, "exclusive_bytes": exclusive * BLOCK_BYTES, "opens": s.opens,
+    }

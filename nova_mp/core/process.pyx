@@ -1,0 +1,363 @@
+"""A process's way into an arena: its slots, its open table, its waiting."""
+
+import errno as _errno
+import os
+import threading
+import weakref
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint8_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset, strdup
+
+from nova_mp import errors
+from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
+from nova_mp.core.arch cimport nv_tls_get, nv_tls_set
+from nova_mp.core.arena cimport arena_media
+from nova_mp.core.boundary import DEBUG_BUILD, ROLES
+from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
+                                NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE, STATE_READY,
+                                dram_off, nv_dram_header, nv_slot, nv_snapshot, slot_at)
+from nova_mp.core.layout cimport BLOCK_BYTES
+from nova_mp.core.namei cimport handle_close, handle_open, nv_node
+from nova_mp.core.reclaim cimport gc_inode
+from nova_mp.core.repair cimport reap_slot, repair_slot
+from nova_mp.core.snapshot cimport snap_find
+from nova_mp.core.sync cimport (RANK_SNAPSHOT, ctx_init, gate_wait, lock_drop, lock_take,
+                                slot_give_back, slot_take)
+from nova_mp.core.snapshot cimport spare_drop
+
+_cores = weakref.WeakSet()
+_next_key = 1
+
+
+def _umask():
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+def _after_fork_in_child():
+    for core in list(_cores):
+        core._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+cdef class Process:
+    """One process's way into a mounted arena: operations run here, on shared memory.
+
+    `pmem` and `dram` are the whole segments as writable buffers, `dram_fd` a descriptor of the DRAM
+    segment (to reserve more of it). `role` names what the process is, `cpu` the emulated CPU whose
+    structures it uses (default: the one with the fewest processes). Thread-safe: each thread takes a
+    process slot of its own at its first operation. After fork() the child has slots of its own.
+    """
+
+    def __cinit__(self, pmem, dram, dram_fd, *args, role="client", cpu=None, title="", **more):
+        global _next_key
+        memset(&self.arena, 0, sizeof(nv_arena))
+        self.closed = True
+        self.contexts = {}
+        self.free_cells = []
+        self.key = _next_key
+        _next_key += 1
+        if role not in ROLES:
+            raise ValueError(f"role must be one of {sorted(ROLES)}, not {role!r}")
+        self.role_nr = ROLES[role]
+        self.title = title
+        PyObject_GetBuffer(pmem, &self.pm_view, PyBUF_WRITABLE)
+        self.views = 1
+        PyObject_GetBuffer(dram, &self.dram_view, PyBUF_WRITABLE)
+        self.views = 2
+        self.arena.pm = <uint8_t*>self.pm_view.buf
+        self.arena.pm_bytes = <uint64_t>self.pm_view.len // BLOCK_BYTES * BLOCK_BYTES
+        self.arena.dram = <uint8_t*>self.dram_view.buf
+        self.arena.dram_bytes = <uint64_t>self.dram_view.len
+        self.arena.hdr = <nv_dram_header*>self.arena.dram
+        self.arena.dram_fd = os.dup(dram_fd)
+        self.arena.repair = repair_slot
+        self._check_segments()
+        self._arm_failpoint()
+        self.umask_bits = _umask()
+        self.cpu = self._choose_cpu(cpu)
+        self.take_process_slot()
+        self.closed = False
+        _cores.add(self)
+
+    def __init__(self, pmem, dram, dram_fd, *, role="client", cpu=None, title=""):
+        pass
+
+    def __dealloc__(self):
+        if not self.closed:
+            self._leave()
+        if self.views:
+            if self.arena.dram_fd:
+                os.close(self.arena.dram_fd)
+        if self.views > 1:
+            PyBuffer_Release(&self.dram_view)
+        if self.views:
+            PyBuffer_Release(&self.pm_view)
+        free(self.arena.failpoint)
+
+    def _check_segments(self):
+        h = self.arena.hdr
+        if self.arena.dram_bytes < DRAM_PAGE or h.magic != DRAM_MAGIC or h.version != DRAM_VERSION:
+            raise errors.EngineNotRunning("the DRAM segment is not that of a mounted arena",
+                                          "start the engine")
+        if h.state != STATE_READY:
+            raise errors.EngineNotRunning("the arena is being mounted or stopped",
+                                          "try again in a moment")
+        if h.pm_bytes != self.arena.pm_bytes or h.limit_bytes > self.arena.dram_bytes:
+            raise errors.CorruptArena("the two segments do not belong together",
+                                      "start the engine again")
+        arena_media(&self.arena)
+
+    def _arm_failpoint(self):
+        name, _, nth = os.environ.get("NOVA_MP_FAILPOINT", "").partition(":")
+        if name and DEBUG_BUILD:
+            self.arm_failpoint(name, int(nth or 1))
+
+    def arm_failpoint(self, str name, int nth=1):
+        """Debug builds: this process kills itself at the nth passage of a failpoint from now on."""
+        free(self.arena.failpoint)
+        self.arena.failpoint = strdup(name.encode())
+        self.arena.failpoint_count = nth
+
+    def _choose_cpu(self, cpu):
+        cdef nv_dram_header* h = self.arena.hdr
+        cdef nv_slot* base = <nv_slot*>(self.arena.dram + h.slots_off)
+        cdef nv_slot* s
+        cdef uint32_t i
+        if cpu is not None:
+            if not 0 <= cpu < h.cpus:
+                raise ValueError(f"cpu must be 0 to {h.cpus - 1}, not {cpu}")
+            return cpu
+        load = [0] * h.cpus
+        for i in range(h.slot_high):
+            s = <nv_slot*>(<char*>base + i * 1024)
+            if s.state & 3 == SLOT_ACTIVE and s.role == ROLE_CLIENT and s.cpu < h.cpus:
+                load[s.cpu] += 1
+        return load.index(min(load))
+
+    cdef void take_process_slot(self) except *:
+        cdef int nr = slot_take(&self.arena, self.role_nr, self.cpu, 0, self.title.encode()[:23])
+        cdef nv_ctx* c
+        if nr < 0:
+            raise errors.SlotsExhausted(f"all {MAX_SLOTS} process slots are taken",
+                                        "detach other processes")
+        self.slot = nr
+        self.arena.process_slot = nr
+        self.arena.pid = os.getpid()
+        c = <nv_ctx*>calloc(1, sizeof(nv_ctx))
+        if c == NULL:
+            raise MemoryError
+        ctx_init(c, &self.arena, nr)
+        self.contexts[threading.get_ident()] = <size_t>c
+        nv_tls_set(self.key, c)
+
+    cdef nv_ctx* ctx(self) except NULL:
+        cdef void* c = nv_tls_get(self.key)
+        if c != NULL:
+            return <nv_ctx*>c
+        return self.new_ctx()
+
+    cdef nv_ctx* new_ctx(self) except NULL:
+        """The calling thread's context: known under another arena's name, or a new slot."""
+        cdef int nr
+        cdef nv_ctx* c
+        if self.closed:
+            raise ValueError("operation on a closed file system")
+        known = self.contexts.get(threading.get_ident())
+        if known is not None:
+            c = <nv_ctx*><size_t>known
+            if c.slot.tid == threading.get_native_id():
+                nv_tls_set(self.key, c)
+                return c
+        nr = slot_take(&self.arena, self.role_nr, self.cpu, self.slot + 1, self.title.encode()[:23])
+        if nr < 0:
+            self.reap()
+            nr = slot_take(&self.arena, self.role_nr, self.cpu, self.slot + 1,
+                           self.title.encode()[:23])
+        if nr < 0:
+            raise errors.SlotsExhausted(f"all {MAX_SLOTS} process slots are taken",
+                                        "use fewer threads")
+        c = <nv_ctx*>calloc(1, sizeof(nv_ctx))
+        if c == NULL:
+            raise MemoryError
+        ctx_init(c, &self.arena, nr)
+        self.contexts[threading.get_ident()] = <size_t>c
+        nv_tls_set(self.key, c)
+        return c
+
+    def _after_fork(self):
+        """In a forked child: slots and open handles of its own."""
+        global _next_key
+        cdef nv_ctx* c
+        cdef uint64_t* old_pages[256]
+        cdef uint32_t n = self.n_pages
+        cdef uint32_t i, k
+        cdef nv_node node
+        if self.closed:
+            return
+        self.key = _next_key
+        _next_key += 1
+        self.contexts = {}
+        self.n_pages = 0
+        for i in range(n):
+            old_pages[i] = self.pages[i]
+        self.take_process_slot()
+        c = self.ctx()
+        self.free_cells = []
+        for i in range(n):
+            self.add_cell_page(c)
+        self.free_cells = []
+        for i in range(n * OPEN_CELLS):
+            node.ino = old_pages[i // OPEN_CELLS][i % OPEN_CELLS]
+            node.generation = 0
+            if node.ino & <uint64_t>CELL_SNAPSHOT:
+                self.hold_snapshot(c, i, node.ino)
+            elif node.ino == 0 or handle_open(c, node, self.cell(i)):
+                self.free_cells.append(i)
+
+    def close(self):
+        """Closes all handles and gives the process's slots back. Safe to call twice."""
+        if not self.closed:
+            self._leave()
+
+    def _leave(self):
+        cdef nv_ctx* c = self.ctx()
+        cdef nv_ctx* other
+        cdef uint32_t i
+        cdef int rc
+        for i in range(self.n_pages * OPEN_CELLS):
+            if self.cell(i)[0] & <uint64_t>CELL_SNAPSHOT:
+                self.release_snapshot(c, i)
+            elif self.cell(i)[0]:
+                self.cell_free(i)
+        with nogil:
+            spare_drop(c)
+        for value in self.contexts.values():
+            other = <nv_ctx*><size_t>value
+            if other == c:
+                continue
+            if other.slot.epoch_id == 0 and other.slot.nlocks == 0:
+                while other.slot.spare_head:
+                    i = 0
+                    c.slot.spare_head = other.slot.spare_head
+                    other.slot.spare_head = 0
+                    spare_drop(c)
+                slot_give_back(other, other.slot)
+            free(other)
+        i = self.n_pages
+        while i > 0:
+            i -= 1
+            c.slot.open_head = 0
+            dram_free(c, dram_off(c, self.pages[i]), DRAM_PAGE)
+        self.n_pages = 0
+        self.closed = True
+        nv_tls_set(0, NULL)
+        slot_give_back(c, slot_at(c, self.slot))
+        free(c)
+        self.contexts = {}
+        _cores.discard(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    @property
+    def pid(self):
+        """The process that holds the slot."""
+        return self.arena.pid
+
+    # -- open table
+
+    cdef uint64_t* cell(self, uint32_t nr) noexcept nogil:
+        return self.pages[nr // OPEN_CELLS] + nr % OPEN_CELLS
+
+    cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF:
+        if not self.free_cells:
+            self.add_cell_page(c)
+        return self.free_cells.pop()
+
+    cdef void add_cell_page(self, nv_ctx* c) except *:
+        # The process slot names the first page of its open table; pages are chained.
+        cdef nv_slot* process = slot_at(c, self.slot)
+        cdef uint64_t off
+        cdef uint64_t* cells
+        if self.n_pages == 256:
+            raise OSError(_errno.EMFILE, os.strerror(_errno.EMFILE))
+        off = dram_alloc(c, DRAM_PAGE, dram_off(c, &process.open_head))
+        if off == 0:
+            raise OSError(_errno.ENOSPC, "no shared memory for open files")
+        cells = <uint64_t*>(c.dram + off)
+        cells[OPEN_CELLS] = process.open_head
+        process.open_head = off
+        dpend_done(c)
+        self.pages[self.n_pages] = cells
+        first = self.n_pages * OPEN_CELLS
+        self.n_pages += 1
+        self.free_cells.extend(range(first + OPEN_CELLS - 1, first - 1, -1))
+
+    cdef void cell_free(self, uint32_t nr) except *:
+        """Closes the handle of a cell; waits while the arena is frozen."""
+        cdef nv_ctx* c = self.ctx()
+        cdef uint64_t* cell = self.cell(nr)
+        cdef int rc
+        c.nowait = 1
+        rc = handle_close(c, cell)
+        c.nowait = 0
+        while self.again(c, rc):
+            with nogil:
+                rc = handle_close(c, cell)
+        self.free_cells.append(nr)
+
+    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell) except -1:
+        """Holds a snapshot open in a cell; False if there is no such snapshot."""
+        cdef nv_snapshot* s
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            s = snap_find(c, cell & ~<uint64_t>CELL_SNAPSHOT)
+            if s != NULL:
+                self.cell(nr)[0] = cell
+                s.opens += 1
+            lock_drop(c, &c.hdr.snapshot_lock)
+        if s == NULL:
+            self.free_cells.append(nr)
+        return s != NULL
+
+    cdef void release_snapshot(self, nv_ctx* c, uint32_t nr) except *:
+        """Gives back the cell of an open snapshot."""
+        cdef uint64_t* cell = self.cell(nr)
+        cdef nv_snapshot* s
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            s = snap_find(c, cell[0] & ~<uint64_t>CELL_SNAPSHOT)
+            if s != NULL and s.opens:
+                s.opens -= 1
+            cell[0] = 0
+            lock_drop(c, &c.hdr.snapshot_lock)
+        self.free_cells.append(nr)
+
+    cdef int again(self, nv_ctx* c, int64_t rc) except -1:
+        """True if an operation has to be done again, now allowed to wait."""
+        if rc > NV_RETRY or rc < NV_FROZEN:
+            return 0
+        if rc == NV_FROZEN:
+            with nogil:
+                gate_wait(c, 100000000)
+            PyErr_CheckSignals()
+        return 1
+
+    cdef void collect(self, nv_ctx* c) noexcept:
+        """The log that the last operation found too long is collected."""
+        cdef uint64_t ino = c.gc_ino
+        c.gc_ino = 0
+        with nogil:
+            gc_inode(c, ino)
