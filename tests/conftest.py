@@ -162,13 +162,8 @@ def pair(fs: Any) -> Iterator[Any]:
     from model.differential import Pair
     from model.host import HostFileSystem
 
-    # An arena has no umask, so the directory beside it must not have one either.
-    before = os.umask(0)
-    try:
-        with tempfile.TemporaryDirectory(prefix="nova-host-", dir="/dev/shm") as folder:
-            yield Pair(fs, HostFileSystem(folder))
-    finally:
-        os.umask(before)
+    with tempfile.TemporaryDirectory(prefix="nova-host-", dir="/dev/shm") as folder:
+        yield Pair(fs, HostFileSystem(folder))
 
 
 def _clear(found: Any) -> None:

@@ -90,7 +90,7 @@ class AttachedFileSystem(Core, FileSystem):
         self.control.unfreeze()
 
     def close(self) -> None:
-        """Leave the arena: the process slot is given back, and the memory unmapped."""
+        """Leave the arena: open files are closed, and the process slots are given back."""
         control, self._control = self._control, None
         if control is not None and self._control_pid == os.getpid():
             control.close()
@@ -100,8 +100,10 @@ class AttachedFileSystem(Core, FileSystem):
             try:
                 segment.close()
             except BufferError:
-                # Somebody still holds memory of the arena (a mapping, say); it goes with them.
-                continue
+                # The core, or a mapping made through it, still holds the memory; it is unmapped
+                # with them. The descriptor is ours to close.
+                os.close(segment.fd)
+                segment.fd = -1
 
     def __enter__(self) -> Self:
         return self

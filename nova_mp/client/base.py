@@ -6,7 +6,8 @@ of primitives is written once, here, so that both behave alike.
 
 Paths are absolute POSIX paths as str, bytes or os.PathLike. Errors are the OSError subclasses that
 `os` raises for the same operation, with errno and filename set; what errno cannot say is a
-nova_mp.errors.NovaError. Mode bits are taken as given: there is no umask in an arena.
+nova_mp.errors.NovaError. What is created gets the given mode less the umask of the process that
+runs the operation: this one, or the engine, as they were when they attached.
 """
 
 from __future__ import annotations

@@ -419,11 +419,10 @@ class RemotePipeline(Pipeline):
 
 def renamed(error: OSError, names: tuple[Any, ...]) -> OSError:
     """The same error with file names of the caller's type: names travel as bytes."""
-    if not isinstance(error.filename, bytes) or not names:
-        return error
-    given = [os.fspath(name) for name in names]
-    for attribute in ("filename", "filename2"):
+    for attribute, name in zip(("filename", "filename2"), names, strict=False):
         travelled = getattr(error, attribute)
-        if isinstance(travelled, bytes) and isinstance(given[0], str):
-            setattr(error, attribute, os.fsdecode(travelled))
+        if isinstance(travelled, str | bytes):
+            like = os.fspath(name)
+            convert = os.fsencode if isinstance(like, bytes) else os.fsdecode
+            setattr(error, attribute, convert(travelled))
     return error

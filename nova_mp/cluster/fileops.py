@@ -311,7 +311,9 @@ class FileOpServer:
 
     def _statvfs(self, session: bytes, message: ops.StatVfs, payload: Any) -> Answer:
         found = self._where(message.view).statvfs(message.path)
-        return ops.Capacity((*(int(value) for value in found), int(found.f_fsid))), NO_PAYLOAD
+        # Made from ten values, as the core does it, it has no f_fsid.
+        values = (*(int(value) for value in found), int(found.f_fsid or 0))
+        return ops.Capacity(values), NO_PAYLOAD
 
     def _get_xattr(self, session: bytes, message: ops.GetXattr, payload: Any) -> Answer:
         where = self._where(message.view)

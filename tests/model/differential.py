@@ -34,6 +34,20 @@ def outcome(action: Action, fs: FileSystem) -> Outcome:
         return Outcome(None, type(error).__name__)
 
 
+def tree(fs: FileSystem) -> None:
+    """What most cases start from."""
+    fs.mkdir("/dir", 0o755)
+    fs.mkdir("/dir/sub", 0o755)
+    fs.mkdir("/empty", 0o755)
+    fs.write_bytes("/file", b"contents of file")
+    fs.write_bytes("/dir/inner", b"contents of inner")
+    fs.symlink("file", "/to-file")
+    fs.symlink("dir", "/to-dir")
+    fs.symlink("nowhere", "/dangling")
+    fs.symlink("loop-b", "/loop-a")
+    fs.symlink("loop-a", "/loop-b")
+
+
 def contents(fs: FileSystem, top: str = "/") -> dict[str, Any]:
     """Everything below `top`: type, permissions, links, owner, and what it holds."""
     found: dict[str, Any] = {}

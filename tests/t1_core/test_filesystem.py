@@ -3,19 +3,22 @@ errors, same things left behind."""
 
 from __future__ import annotations
 
-import errno
 import os
 import pathlib
 import stat
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model.differential import Outcome, Pair
+from model.differential import Outcome, Pair, tree
 
 from nova_mp.client.base import FileSystem
+
+# As in <time.h>; the module time does not name it.
+CLOCK_REALTIME_COARSE = 5
 
 Action = Callable[[FileSystem], Any]
 
@@ -23,21 +26,16 @@ LONG = "n" * 255
 TOO_LONG = "n" * 256
 
 
-def tree(fs: FileSystem) -> None:
-    """What most cases start from."""
-    fs.mkdir("/dir", 0o755)
-    fs.mkdir("/dir/sub", 0o755)
-    fs.mkdir("/empty", 0o755)
-    fs.write_bytes("/file", b"contents of file")
-    fs.write_bytes("/dir/inner", b"contents of inner")
-    fs.symlink("file", "/to-file")
-    fs.symlink("dir", "/to-dir")
-    fs.symlink("nowhere", "/dangling")
-    fs.symlink("loop-b", "/loop-a")
-    fs.symlink("loop-a", "/loop-b")
+def errno_of(action: Callable[[], Any]) -> int | None:
+    """The errno that `action` ends with; 0 if it ends well."""
+    try:
+        action()
+    except OSError as error:
+        return error.errno
+    return 0
 
 
-# Each is run on the tree above, on both file systems; outcomes and trees must be the same after.
+# Each is run on the same small tree, on both; outcomes and trees must be the same after.
 CASES: dict[str, Action] = {
     # make_dir
     "mkdir": lambda fs: fs.make_dir("/new"),
@@ -215,6 +213,10 @@ CASES: dict[str, Action] = {
     "scandir types": lambda fs: sorted(
         (entry.name, entry.is_dir(), entry.is_file(), entry.is_symlink())
         for entry in fs.scandir("/")
+        if not entry.name.startswith("loop")
+    ),
+    "scandir loop": lambda fs: sorted(
+        errno_of(entry.is_dir) for entry in fs.scandir("/") if entry.name.startswith("loop")
     ),
     "scandir nofollow": lambda fs: sorted(
         (entry.name, entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False))
@@ -401,6 +403,13 @@ def test_chown(pair: Pair) -> None:
     pair.same_contents()
 
 
+def tick() -> None:
+    """Return once the clock that stamps files has moved: it may be as coarse as the kernel's."""
+    started = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == started:
+        os.sched_yield()
+
+
 def test_times_move_as_they_should(fs: FileSystem) -> None:
     fs.mkdir("/d")
     fs.write_bytes("/d/f", b"1")
@@ -410,6 +419,7 @@ def test_times_move_as_they_should(fs: FileSystem) -> None:
         """Whether mtime and ctime of `path` move when `action` runs."""
         fs.utime(path, ns=old)
         before = fs.stat(path)
+        tick()
         action()
         after = fs.stat(path)
         return after.st_mtime_ns > before.st_mtime_ns, after.st_ctime_ns > before.st_ctime_ns
@@ -449,83 +459,11 @@ def test_statvfs_follows_the_space(fs: FileSystem) -> None:
     before = fs.statvfs("/")
     assert 0 < before.f_bfree <= before.f_blocks
     assert before.f_bavail <= before.f_bfree
-    assert before.f_files > before.f_ffree > 0
+    assert before.f_files >= before.f_ffree > 0
     fs.write_bytes("/big", bytes(1 << 20))
     assert before.f_bfree - fs.statvfs("/").f_bfree >= (1 << 20) // before.f_frsize
     fs.unlink("/big")
     assert before.f_bfree - fs.statvfs("/").f_bfree < 16
-
-
-XATTRS: dict[str, Action] = {
-    "get missing": lambda fs: fs.getxattr("/file", "user.none"),
-    "get": lambda fs: (fs.setxattr("/file", "user.a", b"1"), fs.getxattr("/file", "user.a")),
-    "set empty": lambda fs: (fs.setxattr("/file", "user.a", b""), fs.getxattr("/file", "user.a")),
-    "overwrite": lambda fs: (
-        fs.setxattr("/file", "user.a", b"first value"),
-        fs.setxattr("/file", "user.a", b"2"),
-        fs.getxattr("/file", "user.a"),
-    ),
-    "list": lambda fs: (
-        fs.setxattr("/file", "user.b", b"2"),
-        fs.setxattr("/file", "user.a", b"1"),
-        sorted(fs.listxattr("/file")),
-    ),
-    "list none": lambda fs: [name for name in fs.listxattr("/file") if name.startswith("user.")],
-    "remove": lambda fs: (
-        fs.setxattr("/file", "user.a", b"1"),
-        fs.removexattr("/file", "user.a"),
-        fs.listxattr("/file"),
-    ),
-    "remove missing": lambda fs: fs.removexattr("/file", "user.none"),
-    "create": lambda fs: fs.setxattr("/file", "user.a", b"1", os.XATTR_CREATE),
-    "create exists": lambda fs: (
-        fs.setxattr("/file", "user.a", b"1"),
-        fs.setxattr("/file", "user.a", b"1", os.XATTR_CREATE),
-    ),
-    "replace missing": lambda fs: fs.setxattr("/file", "user.a", b"1", os.XATTR_REPLACE),
-    "on a directory": lambda fs: (fs.setxattr("/dir", "user.a", b"1"), fs.listxattr("/dir")),
-    "through a link": lambda fs: (
-        fs.setxattr("/to-file", "user.a", b"1"),
-        fs.getxattr("/file", "user.a"),
-    ),
-    "missing file": lambda fs: fs.setxattr("/missing", "user.a", b"1"),
-    "list missing file": lambda fs: fs.listxattr("/missing"),
-    "large value": lambda fs: (
-        fs.setxattr("/file", "user.a", b"v" * 3000),
-        fs.getxattr("/file", "user.a"),
-    ),
-    "value too large": lambda fs: fs.setxattr("/file", "user.a", b"v" * 65537),
-    "name too long": lambda fs: fs.setxattr("/file", "user." + "n" * 251, b"1"),
-    "no namespace": lambda fs: fs.setxattr("/file", "plain", b"1"),
-    "survives rename": lambda fs: (
-        fs.setxattr("/file", "user.a", b"1"),
-        fs.rename("/file", "/other"),
-        fs.getxattr("/other", "user.a"),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", XATTRS.values(), ids=XATTRS.keys())
-def test_xattr(pair: Pair, case: Action) -> None:
-    pair.both(tree)
-    try:
-        pair.host.setxattr("/empty", "user.probe", b"")
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            pytest.skip("this kernel's tmpfs has no extended attributes of users")
-        raise
-    pair.both(case)
-
-
-def test_many_xattrs(fs: FileSystem) -> None:
-    fs.write_bytes("/f", b"")
-    values = {f"user.{number}": bytes([number]) * number for number in range(60)}
-    for name, value in values.items():
-        fs.setxattr("/f", name, value)
-    assert {name: fs.getxattr("/f", name) for name in fs.listxattr("/f")} == values
-    for name in values:
-        fs.removexattr("/f", name)
-    assert fs.listxattr("/f") == []
 
 
 def test_many_names_in_a_directory(fs: FileSystem) -> None:
@@ -558,7 +496,7 @@ STEPS = st.one_of(
     st.tuples(st.just("rename"), PATHS, PATHS),
     st.tuples(st.just("rename"), PATHS, PATHS, st.just(True)),
     st.tuples(st.just("link"), PATHS, PATHS),
-    st.tuples(st.just("symlink"), st.sampled_from(["x", "../b", "a/x", "./c"]), PATHS),
+    st.tuples(st.just("symlink"), st.sampled_from(["x", "b", "a/x", "./c"]), PATHS),
     st.tuples(st.just("write_bytes"), PATHS, st.binary(max_size=64)),
     st.tuples(st.just("truncate"), PATHS, st.integers(0, 9000)),
     st.tuples(st.just("chmod"), PATHS, st.sampled_from([0o700, 0o755, 0o777])),

@@ -462,7 +462,7 @@ def test_stats(fs: FileSystem) -> None:
     stats = fs.stats()
     assert stats["epoch_id"] >= 1
     assert stats["blocks"]["free"] <= stats["blocks"]["total"]
-    assert stats["snapshots"] == 0
+    assert stats["snapshots"]["count"] == 0
 
 
 def test_context_manager_closes(engine: Any, fs: FileSystem) -> None:
