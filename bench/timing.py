@@ -19,6 +19,7 @@ import gc
 import os
 import random
 import statistics
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ def draw_offsets(case: Case, seed: int) -> list[int]:
         if case.pattern == "random":
             rng.shuffle(blocks)
         found += blocks
-    return found[: case.operations]
+    # Through an array, so that the numbers lie in memory in the order of the loop: fetching a
+    # shuffled list's objects from all over memory took 100 ns an operation, on either side.
+    return array("q", found[: case.operations]).tolist()
 
 
 # ----------------------------------------------------------------------------------- the loops
