@@ -162,11 +162,15 @@ def _micro_scenarios(result: dict[str, Any], peer: str) -> list[str]:
     parts: list[str] = []
     if scaling := result.get("scaling"):
         parts += ["<h2>Several processes on files of their own</h2>", table(
-            ("", "one", f"{scaling['processes']} together", "ratio"),
+            (
+                "", "one", f"{scaling['processes']} together", "ratio",
+                "processor time of one", "together",
+            ),
             (
                 (
                     name, show_rate(found["one_per_second"]), show_rate(found["all_per_second"]),
-                    f"{found['ratio']:.2f}",
+                    f"{found['ratio']:.2f}", show_ns(found["one_cpu_ns"]),
+                    show_ns(found["all_cpu_ns"]),
                 )
                 for name, found in (("nova_mp", scaling["nova_mp"]), (peer, scaling["peer"]))
             ),

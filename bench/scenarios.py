@@ -63,30 +63,38 @@ class Scaling:
         arguments = [(target, case, index) for index in range(self.processes)]
         alone: list[float] = []
         together: list[float] = []
+        cpu_alone: list[float] = []
+        cpu_together: list[float] = []
         with Pool(scaling_main, arguments) as pool:
             pool.collect(60.0)
             for repeat in range(repeats + 1):
                 # The first round warms up both, uncounted; then each process has its turn alone.
-                one = [repeat % self.processes]
-                rates = self._round(pool, one)
+                one = self._round(pool, [repeat % self.processes])
                 both = self._round(pool, range(self.processes))
                 if repeat:
-                    alone.append(sum(rates))
-                    together.append(sum(both))
+                    alone.append(sum(rate for rate, _ in one))
+                    together.append(sum(rate for rate, _ in both))
+                    cpu_alone += [worked for _, worked in one]
+                    cpu_together += [worked for _, worked in both]
             pool.call("finish")
         return {
+            "one_cpu_ns": statistics.median(cpu_alone),
+            "all_cpu_ns": statistics.median(cpu_together),
             "one_per_second": statistics.median(alone),
             "all_per_second": statistics.median(together),
             "ratio": statistics.median(together) / statistics.median(alone),
             "one_runs": alone, "all_runs": together,
         }
 
-    def _round(self, pool: Pool, chosen: Any) -> list[float]:
-        """Rates of the chosen processes, which start at one instant; the others wait."""
+    def _round(self, pool: Pool, chosen: Any) -> list[tuple[float, float]]:
+        """Rate and ns of processor time per operation of each chosen process.
+
+        They start at one instant; the others wait.
+        """
         start = time.monotonic_ns() + LEAD_NS
         for index in range(self.processes):
             pool.post_one(index, "run" if index in chosen else "rest", start)
-        return [rate for rate in pool.collect(120.0) if rate is not None]
+        return [found for found in pool.collect(120.0) if found is not None]
 
 
 def scaling_main(pipe: Connection, target: Target, case: Case, index: int) -> None:
@@ -114,10 +122,11 @@ def scaling_main(pipe: Connection, target: Target, case: Case, index: int) -> No
         if verb == "run":
             with collector_off():
                 wait_until(values[0])
-                began = time.perf_counter_ns()
+                worked, began = time.process_time_ns(), time.perf_counter_ns()
                 for arguments in calls:
                     function(*arguments)
-                rate = len(calls) * 1e9 / (time.perf_counter_ns() - began)
+                took, worked = time.perf_counter_ns() - began, time.process_time_ns() - worked
+                rate = len(calls) * 1e9 / took, worked / len(calls)
         pipe.send(("ok", rate))
     file.close()
     file_system.close()

@@ -55,7 +55,8 @@ def micro_result() -> dict[str, Any]:
     ]
     fill = {"files": 9, "data_bytes": 36864, "dram_bytes_for_data": 99, "dram_share": 0.003,
             "dram_bytes_per_file": 11.0}
-    sides = {"one_per_second": 1e6, "all_per_second": 1.9e6, "ratio": 1.9}
+    sides = {"one_per_second": 1e6, "all_per_second": 1.9e6, "ratio": 1.9,
+             "one_cpu_ns": 900.0, "all_cpu_ns": 950.0}
     return {
         "kind": "micro", "name": "test", "environment": describe(cpus=2),
         "peer": {"path": "/dev/shm", "file_system": "tmpfs"}, "cases": cases,
