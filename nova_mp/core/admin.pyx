@@ -1,4 +1,4 @@
-"""What the engine's processes do: snapshots, cleaning, freezing, reaping; and statistics for all."""
+"""What the engine's processes do: snapshots, cleaning, freezing, reaping; statistics for all."""
 
 import errno as _errno
 import os
@@ -14,14 +14,13 @@ from nova_mp.core.arena cimport recovery_stats
 from nova_mp.core.boundary cimport decode, raise_errno
 from nova_mp.core.boundary import COUNTERS, MEDIA, OPERATIONS, ROLES
 from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, NV_FROZEN, SLOT_ACTIVE, SLOT_FREE, cpu_at,
-                                nv_cpu,
-                                nv_ctx, nv_dram_header, nv_slot, nv_snapshot, nv_trace, slot_at)
+                                nv_cpu, nv_ctx, nv_dram_header, nv_slot, nv_snapshot, nv_trace,
+                                slot_at)
 from nova_mp.core.layout cimport BLOCK_BYTES, DATA_NR
 from nova_mp.core.reclaim cimport clean_backlog, clean_lists, gc_all
 from nova_mp.core.repair cimport reap_slot
 from nova_mp.core.snapshot cimport (list_entries, list_of, list_tail, snap_at, snap_create,
-                                    snap_delete,
-                                    snap_id_after)
+                                    snap_delete, snap_id_after)
 from nova_mp.core.sync cimport RANK_LIST, RANK_SNAPSHOT, grace_wait, lock_drop, lock_take
 
 
@@ -31,14 +30,14 @@ cdef class Admin(Process):
     # -- snapshots (the coordinator's part)
 
     def snapshot_create(self, name=None):
-        """Takes a snapshot; returns its id when it is complete. For one process: the coordinator."""
+        """Takes a snapshot; returns its id once it is complete. Called by the coordinator only."""
         cdef nv_ctx* c = self.ctx()
         cdef bytes text = (name or "").encode()
         cdef const char* p = PyBytes_AS_STRING(text)
         cdef uint32_t n = PyBytes_GET_SIZE(text)
         cdef uint64_t epoch_id = 0
         cdef int rc
-        if name is not None and (not name or name.isdigit() or "/" in name or "@" in name or "\0" in name):
+        if name is not None and (not name or name.isdigit() or not set(name).isdisjoint("/@\0")):
             raise ValueError(f"a snapshot's name is no number and has no '/' or '@': {name!r}")
         with nogil:
             rc = snap_create(c, p, n, &epoch_id)
@@ -108,7 +107,7 @@ cdef class Admin(Process):
             gc_all(c)
 
     def freeze(self, double timeout=5.0):
-        """Lets running operations finish and new ones wait. TimeoutError names who did not finish."""
+        """Lets running operations finish, new ones wait. TimeoutError names who did not finish."""
         cdef nv_ctx* c = self.ctx()
         cdef uint64_t ns = <uint64_t>(timeout * 1e9)
         cdef int late
@@ -148,7 +147,8 @@ cdef class Admin(Process):
                 rc = reap_slot(c, i)
             if rc == 1:
                 result.append({"slot": i, "pid": pid, "tid": tid, "role": _role_name(role),
-                               "op": OPERATIONS[op] if op < len(OPERATIONS) else "?", "thread": thread})
+                               "op": OPERATIONS[op] if op < len(OPERATIONS) else "?",
+                               "thread": thread})
         return result
 
     def slots(self):
@@ -163,7 +163,8 @@ cdef class Admin(Process):
                 continue
             result.append({
                 "slot": i, "pid": s.pid, "tid": s.tid, "role": _role_name(s.role), "cpu": s.cpu,
-                "thread": s.parent != 0, "title": (<bytes>s.title[:24]).split(b"\0")[0].decode(errors="replace"),
+                "thread": s.parent != 0,
+                "title": (<bytes>s.title[:24]).split(b"\0")[0].decode(errors="replace"),
                 "epoch_id": s.epoch_id, "op": OPERATIONS[s.op] if s.op < len(OPERATIONS) else "?",
                 "locks": s.nlocks, "operations": sum(s.counters[k] for k in range(17)),
                 **{name: s.counters[k] for name, k in COUNTERS.items()},
@@ -193,7 +194,8 @@ cdef class Admin(Process):
             "cpus": cpus,
             "counters": {name: sum(cpu["counters"][name] for cpu in cpus) for name in names},
             "snapshots": {
-                "count": h.snap_live, "creates": h.snapshot_creates, "create_ns": h.snapshot_create_ns,
+                "count": h.snap_live, "creates": h.snapshot_creates,
+                "create_ns": h.snapshot_create_ns,
                 "deletes": h.snapshot_deletes, "delete_ns": h.snapshot_delete_ns,
                 "backlog": clean_backlog(c), "list_pages": sum(cpu["list_pages"] for cpu in cpus),
             },

@@ -1,9 +1,10 @@
 # Allocators: arena blocks by CPU, DRAM pages, and slabs of 64 and 512 bytes.
 #
-# Structure  The truth is a bitmap (DRAM-3). A region is a range of it with a free count, a cursor and
-#            a ring of hints: extents freed lately, taken again newest first, because their lines are
-#            still in the cache. Hints may be stale; the bitmap decides.
-# Locks      A region's own lock; the slab lock of a CPU for its slab pages. Leaves of the lock order.
+# Structure  The truth is a bitmap (DRAM-3). A region is a range of it with a free count, a cursor
+#            and a ring of hints: extents freed lately, taken again newest first, because their
+#            lines are still in the cache. Hints may be stale; the bitmap decides.
+# Locks      A region's own lock; the slab lock of a CPU for its slab pages. Leaves of the lock
+#            order.
 # Invariants
 #   ALLOC-1  A slot's intent (pend_*, dpend_*) names an extent before its bits are set and until
 #            something committed or linked refers to it; at most one of each kind at a time.

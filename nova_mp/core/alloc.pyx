@@ -1,7 +1,7 @@
 """Block regions of the CPUs, DRAM pages and slabs."""
 
 from libc.string cimport memset
-from nova_mp.core.arch cimport (nv_assert, nv_check, nv_ctz64, nv_fence_release, nv_popcount64)
+from nova_mp.core.arch cimport nv_assert, nv_check, nv_ctz64, nv_fence_release, nv_popcount64
 from nova_mp.core.dram cimport (CNT_STEALS, DRAM_PAGE, GROW_PAGES, HINTS, INDEX_OFF_MASK, SLAB_512,
                                 SLAB_64, SLAB_CLASSES, SLAB_NONE, count, cpu_at, nv_cpu, nv_slot)
 from nova_mp.core.layout cimport DATA_NR
@@ -17,6 +17,10 @@ cdef enum:
 
 # ---- bitmaps ------------------------------------------------------------------------------------
 
+cdef inline uint64_t low_bits(uint64_t n) noexcept nogil:
+    return <uint64_t>-1 if n == 64 else (<uint64_t>1 << n) - 1
+
+
 cdef void bits_set(uint64_t* bitmap, uint64_t start, uint64_t n) noexcept nogil:
     cdef uint64_t end = start + n
     cdef uint64_t k
@@ -24,7 +28,7 @@ cdef void bits_set(uint64_t* bitmap, uint64_t start, uint64_t n) noexcept nogil:
         k = 64 - (start & 63)
         if k > end - start:
             k = end - start
-        bitmap[start >> 6] |= (<uint64_t>-1 if k == 64 else ((<uint64_t>1 << k) - 1)) << (start & 63)
+        bitmap[start >> 6] |= low_bits(k) << (start & 63)
         start += k
 
 
@@ -35,7 +39,7 @@ cdef void bits_clear(uint64_t* bitmap, uint64_t start, uint64_t n) noexcept nogi
         k = 64 - (start & 63)
         if k > end - start:
             k = end - start
-        bitmap[start >> 6] &= ~((<uint64_t>-1 if k == 64 else ((<uint64_t>1 << k) - 1)) << (start & 63))
+        bitmap[start >> 6] &= ~(low_bits(k) << (start & 63))
         start += k
 
 
@@ -521,8 +525,8 @@ cdef void slab_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     cdef int i
     for i in range(SLAB_CLASSES):
         cpu.partial[i] = 0
-    if s.dpend_off and s.dpend_pages == 1 and page_desc(c,
-                                                        s.dpend_off // DRAM_PAGE).slab_class != SLAB_NONE:
+    if (s.dpend_off and s.dpend_pages == 1
+            and page_desc(c, s.dpend_off // DRAM_PAGE).slab_class != SLAB_NONE):
         dpend_done(c)
     for page in range(c.hdr.pages.first, c.hdr.pages.end):
         d = page_desc(c, page)

@@ -61,9 +61,18 @@ static inline uint64_t nv_load64(const uint64_t *p) { return __atomic_load_n(p, 
 static inline uint32_t nv_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void nv_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void nv_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
-static inline uint64_t nv_xchg64(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
-static inline uint32_t nv_xchg32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
-static inline uint64_t nv_add64(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST); }
+static inline uint64_t nv_xchg64(uint64_t *p, uint64_t v)
+{
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);
+}
+static inline uint32_t nv_xchg32(uint32_t *p, uint32_t v)
+{
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);
+}
+static inline uint64_t nv_add64(uint64_t *p, uint64_t v)
+{
+    return __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST);
+}
 static inline int nv_cas32(uint32_t *p, uint32_t old, uint32_t v)
 {
     return __atomic_compare_exchange_n(p, &old, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
@@ -198,7 +207,8 @@ static inline uint32_t nv_crc32c_soft(uint32_t crc, const uint8_t *p, uint64_t n
 }
 
 #ifdef NV_X86
-__attribute__((target("sse4.2"))) static inline uint32_t nv_crc32c_hard(uint32_t crc, const uint8_t *p, uint64_t n)
+__attribute__((target("sse4.2")))
+static inline uint32_t nv_crc32c_hard(uint32_t crc, const uint8_t *p, uint64_t n)
 {
     uint64_t c = crc, w;
     for (; n >= 8; n -= 8, p += 8) {

@@ -3,6 +3,7 @@
 import errno as _errno
 import os
 
+cimport cython
 from cpython.buffer cimport Py_buffer, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -14,13 +15,13 @@ from nova_mp.core.boundary import MEDIA
 from nova_mp.core.dram cimport (DRAM_PAGE, MEDIA_PMEM, MEDIA_REAL, ROLE_SUPERVISOR, SLOT_FREE,
                                 STATE_READY, STATE_STOPPING, nv_ctx, nv_dram_header, slot_at)
 from nova_mp.core.layout cimport (BLOCK_BYTES, DATA_NR, FORMAT_VERSION, MAX_BLOCKS, MAX_CPUS,
-                                  MIN_BLOCKS,
-                                  MOUNT_CLEAN, nv_superblock)
+                                  MIN_BLOCKS, MOUNT_CLEAN, nv_superblock)
 from nova_mp.core.pmem cimport superblock_newest, superblock_write
 from nova_mp.core.recovery cimport arena_format, base_bytes, dram_format, nv_mount_error, recover
 from nova_mp.core.sync cimport ctx_init, slot_give_back, slot_take
 
 
+@cython.no_gc_clear
 cdef class _Mapping:
     """Buffers of the two segments, for functions that need no process slot."""
 
@@ -61,8 +62,8 @@ cdef bare_context(_Mapping m, nv_ctx* c):
 def format_arena(pmem, *, int cpus, uint64_t inode_limit=0, str label=""):
     """Writes an empty file system over all of `pmem` (mkfs).
 
-    `cpus` is the default number of emulated CPUs (1 to 128), `inode_limit` the most inodes (0: as many
-    as fit). Raises ValueError for a geometry that cannot be.
+    `cpus` is the default number of emulated CPUs (1 to 128), `inode_limit` the most inodes (0: as
+    many as fit). Raises ValueError for a geometry that cannot be.
     """
     cdef _Mapping m = _Mapping(pmem)
     cdef nv_ctx c
@@ -85,7 +86,8 @@ def read_superblock(pmem):
     cdef const nv_superblock* sb
     if m.arena.pm_bytes < 2 * BLOCK_BYTES:
         raise errors.CorruptArena(
-            f"{m.arena.pm_bytes} bytes are too few for an arena", "check the name, or make one with mkfs")
+            f"{m.arena.pm_bytes} bytes are too few for an arena",
+            "check the name, or make one with mkfs")
     bare_context(m, &c)
     sb = superblock_newest(&c)
     if sb == NULL:
@@ -132,7 +134,8 @@ def mount(pmem, dram, int dram_fd, *, int cpus, str media="dram", dram_limit=Non
     """Builds the DRAM segment from the logs in `pmem`; the arena is then ready for `Core`.
 
     `dram` is the whole (sparse) segment, of which `dram_geometry()[0]` bytes are reserved. Returns
-    recovery statistics. Raises CorruptArena, VersionMismatch, or OSError(ENOSPC) if DRAM is too small.
+    recovery statistics. Raises CorruptArena, VersionMismatch, or OSError(ENOSPC) if DRAM is too
+    small.
     """
     cdef _Mapping m = _Mapping(pmem, dram)
     cdef nv_ctx c

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-cdef struct nv_path:                 # PRIVATE. A path argument's bytes; the returned owner keeps them
+cdef struct nv_path:                 # PRIVATE. A path argument's bytes, kept by the owner
     const char* text
     Py_ssize_t length
 

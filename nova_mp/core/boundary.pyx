@@ -18,7 +18,8 @@ ROLES = {
 }
 MEDIA = {"dram": MEDIA_DRAM, "pmem": MEDIA_PMEM, "real": MEDIA_REAL}
 OPERATIONS = [
-    "none", "read", "write", "setattr", "create", "unlink", "rename", "link", "xattr", "open", "close",
+    "none", "read", "write", "setattr", "create", "unlink", "rename", "link", "xattr", "open",
+    "close",
     "lookup", "gc", "snapshot_create", "snapshot_delete", "clean", "evict",
 ]
 COUNTERS = {

@@ -1,8 +1,8 @@
 # Hash table of a directory: open addressing with linear probing over the inode's word index.
 #
-# Structure  A cell is 0 (never used), DIR_TOMB (deleted), or tag << 34 | reference of a dentry in the
-#            log. The tag is 29 bits of the name's hash; its low bits say where probing starts, so that
-#            growing needs no names. Equal tags are told apart by the names in the dentries.
+# Structure  A cell is 0 (never used), DIR_TOMB (deleted), or tag << 34 | reference of a dentry in
+#            the log. The tag is 29 bits of the name's hash; its low bits say where probing starts,
+#            so that growing needs no names. Equal tags are told apart by the names in the dentries.
 # Locks      The directory's lock; lookups are optimistic under its seq.
 # Invariants
 #   DIR-1  At least a quarter of the cells has never been used, so every probe ends.

@@ -3,15 +3,15 @@
 # Purpose    Everything that is built at mount and lost in a power failure: process slots, CPU
 #            structures, inode headers, the snapshot table. Offsets are bytes from the start of the
 #            DRAM segment; `_off` fields that point into PMEM say so.
-# Structure  header page | slots | CPU pages | tables | block bitmap | page bitmap | page descriptors
-#            | pages handed out by the DRAM page allocator (the only part that grows).
+# Structure  header page | slots | CPU pages | tables | block bitmap | page bitmap | page
+#            descriptors | pages handed out by the DRAM page allocator (the only part that grows).
 # Who writes A slot: its owner, or whoever repairs it. A CPU page: holders of the lock that stands
 #            at the head of the group. An inode header: the holder of its lock; readers use `seq`.
 # Invariants
 #   DRAM-1  Everything here can be rebuilt from PMEM; nothing is needed after a power failure.
 #   DRAM-2  A lock word holds 0, or the slot number + 1 of its owner, with LOCK_WAITERS or without.
-#   DRAM-3  A bitmap bit is set iff the block (page) is in use, reserved, or named by a slot's intent;
-#           free counts and hints follow from the bitmap and can be computed again.
+#   DRAM-3  A bitmap bit is set iff the block (page) is in use, reserved, or named by a slot's
+#           intent; free counts and hints follow from the bitmap and can be computed again.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -72,7 +72,7 @@ cdef enum:
     SLAB_CLASSES = 3
 
     INDEX_OFF_MASK = 0x0000FFFFFFFFFFC0
-    CELL_SNAPSHOT = 0x4000000000000000         # open-table cell: holds a snapshot open, not an inode
+    CELL_SNAPSHOT = 0x4000000000000000         # open-table cell: a snapshot held open, not an inode
     OPEN_CELLS = 511                 # cells in a page of the open table
 
 
@@ -136,7 +136,7 @@ cdef struct nv_chunk:                # IN DRAM. Slot 0 of a chunk's headers: 128
 cdef struct nv_inode_header:         # IN DRAM. 128 bytes an inode
     uint32_t lock
     uint32_t seq                     # odd while the fields below change
-    nv_index index                   # file page -> block and entry; directory: hash table of dentries
+    nv_index index                   # file page -> block and entry; directory: table of dentries
     uint64_t size
     uint64_t mtime_ns
     uint64_t ctime_ns

@@ -1,8 +1,9 @@
 # Read and write path of files.
 #
-# A write reads as one column: lock, announce the epoch, reserve, then per extent allocate data blocks,
-# fill partial blocks, copy to PMEM, append write entry; commit log tail; assign write entries and
-# release old blocks; end, unlock. Nothing of it is visible before the commit, all of it after.
+# A write reads as one column: lock, announce the epoch, reserve, then per extent allocate data
+# blocks, fill partial blocks, copy to PMEM, append write entry; commit log tail; assign write
+# entries and release old blocks; end, unlock. Nothing of it is visible before the commit, all of it
+# after.
 #
 # Invariants
 #   FILE-1  Bytes of the last page past the file's size are zero, so growing shows zeros.

@@ -11,15 +11,13 @@ from nova_mp.core.dram cimport (CNT_OPS, CNT_READ_BYTES, CNT_READ_LOCKED, CNT_RE
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve,
                                  word_block)
 from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, gc_wanted, header_of, inode_at, inode_lock,
-                                 inode_off,
-                                 run_count, tx_apply, tx_undo, PI_LOG_TAIL)
+                                 inode_off, run_count, tx_apply, tx_undo, PI_LOG_TAIL)
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, ENTRY_SETATTR,
-                                  ENTRY_WRITE,
-                                  nv_setattr_entry, nv_write_entry)
+                                  ENTRY_WRITE, nv_setattr_entry, nv_write_entry)
 from nova_mp.core.log cimport log_append, log_commit, log_room, tx_open
 from nova_mp.core.pmem cimport block_off, fail_point, pm_copy_data, pm_read_delay, pm_zero
 from nova_mp.core.snapshot cimport spare_reserve
-from nova_mp.core.sync cimport (lock_drop, op_begin, op_end, seq_read, seq_same)
+from nova_mp.core.sync cimport lock_drop, op_begin, op_end, seq_read, seq_same
 
 cdef enum:
     OPTIMISTIC_TRIES = 16
@@ -64,8 +62,8 @@ cdef void copy_out(nv_ctx* c, nv_inode_header* h, uint8_t* dst, uint64_t n,
 
 cdef int64_t read_locked(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* dst, uint64_t n,
                          uint64_t offset) noexcept nogil:
-    # For a reader that writers keep overtaking, or behind a writer that died. The caller's memory may
-    # be a protected mapping, so nothing is stored there under the lock (SYNC-4).
+    # For a reader that writers keep overtaking, or behind a writer that died. The caller's memory
+    # may be a protected mapping, so nothing is stored there under the lock (SYNC-4).
     cdef nv_inode_header* h = NULL
     cdef uint8_t* bounce
     cdef int64_t got = 0
@@ -179,8 +177,8 @@ cdef void fill_extent(nv_ctx* c, nv_inode_header* h, uint64_t block, uint64_t fi
 
 cdef int append_data(nv_ctx* c, nv_inode_header* h, const uint8_t* src, uint64_t n, uint64_t offset,
                      uint64_t size, uint64_t now) noexcept nogil:
-    # Allocates, fills and appends write entries for [offset, offset + n) to the operation's last log.
-    # -ENOSPC leaves the undoing to the caller.
+    # Allocates, fills and appends write entries for [offset, offset + n) to the operation's last
+    # log. -ENOSPC leaves the undoing to the caller.
     cdef nv_slot* s = c.slot
     cdef nv_write_entry e
     cdef uint64_t page = offset >> BLOCK_SHIFT
@@ -245,7 +243,8 @@ cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint
         at[0] = offset
         if h.mode & S_IFMT == S_IFDIR:
             rc = -EISDIR
-        elif (offset + n + BLOCK_BYTES) >> BLOCK_SHIFT >= <uint64_t>MAX_PAGES or offset + n < offset:
+        elif ((offset + n + BLOCK_BYTES) >> BLOCK_SHIFT >= <uint64_t>MAX_PAGES
+              or offset + n < offset):
             rc = -EFBIG
         elif n:
             rc = write_locked(c, h, ino, src, n, offset)
@@ -375,7 +374,8 @@ cdef int file_fallocate(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t o
     if rc == 0:
         if h.mode & S_IFMT == S_IFDIR:
             rc = -EISDIR
-        elif (offset + length + BLOCK_BYTES) >> BLOCK_SHIFT >= <uint64_t>MAX_PAGES or offset + length < offset:
+        elif ((offset + length + BLOCK_BYTES) >> BLOCK_SHIFT >= <uint64_t>MAX_PAGES
+              or offset + length < offset):
             rc = -EFBIG
         else:
             rc = fallocate_locked(c, h, ino, offset, length)

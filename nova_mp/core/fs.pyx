@@ -1,8 +1,8 @@
 """The boundary between Python and the file system core.
 
-Everything below works on offsets and gives -errno; everything above uses Python objects and exceptions.
-Short operations run with the GIL held and without waiting; when one would have to wait it starts over
-with the GIL released.
+Everything below works on offsets and gives -errno; everything above uses Python objects and
+exceptions. Short operations run with the GIL held and without waiting; when one would have to wait
+it starts over with the GIL released.
 """
 
 import errno as _errno
@@ -60,8 +60,8 @@ def _nanoseconds(seconds):
 cdef class Core(Admin):
     """One process's way into a mounted arena: operations run here, on shared memory.
 
-    The arguments are those of `Process`; paths are absolute `str`, `bytes` or `os.PathLike`. Methods raise
-    OSError subclasses as the functions of `os` with the same names do.
+    The arguments are those of `Process`; paths are absolute `str`, `bytes` or `os.PathLike`.
+    Methods raise OSError subclasses as the functions of `os` with the same names do.
     """
 
     # -- paths
@@ -196,11 +196,13 @@ cdef class Core(Admin):
         t.text = NULL
         t.length = 0
         if target is not None:
-            target = os.fsencode(target)
-            if not target or len(target) > SYMLINK_MAX_BYTES or b"\0" in target:
-                raise_errno(-ENOENT if not target else -_errno.ENAMETOOLONG, target, path)
-            t.text = PyBytes_AS_STRING(target)
-            t.length = PyBytes_GET_SIZE(target)
+            goal = os.fsencode(target)
+            if b"\0" in goal:
+                raise ValueError("embedded null byte")
+            if not goal or len(goal) > SYMLINK_MAX_BYTES:
+                raise_errno(-ENOENT if not goal else -_errno.ENAMETOOLONG, target, path)
+            t.text = PyBytes_AS_STRING(goal)
+            t.length = PyBytes_GET_SIZE(goal)
         rc = NV_RETRY
         while self.again(c, rc):
             with nogil:
@@ -213,7 +215,7 @@ cdef class Core(Admin):
             self.collect(c)
         if rc:
             if target is not None:
-                raise_errno(rc, os.fsdecode(target), path)
+                raise_errno(rc, target, path)
             raise_errno(rc, path, None)
 
     def make_dir(self, path, int mode=0o777):
@@ -450,6 +452,8 @@ cdef class Core(Admin):
         cdef int rc = -_ESTALE
         if not key or b"\0" in key:
             raise_errno(-EINVAL, path, None)
+        if not key.startswith((b"user.", b"trusted.", b"security.", b"system.")):
+            raise_errno(-_errno.EOPNOTSUPP, path, None)
         while rc == -_ESTALE:
             node = self.resolve(c, path, WALK_FOLLOW if follow else 0)
             rc = NV_RETRY
@@ -515,10 +519,12 @@ cdef class Core(Admin):
 cdef int open_once(nv_ctx* c, nv_path* p, int flags, uint32_t mode, nv_walk* w, nv_node* node,
                    uint64_t* cell, bint* made) noexcept nogil:
     """One attempt at opening; -ESTALE when the file went away meanwhile."""
-    cdef int rc
+    cdef int rc, follow
     made[0] = False
     if flags & O_CREAT:
-        rc = walk(c, p.text, p.length, WALK_PARENT, w)
+        # Through a symbolic link whose target is missing the target is made.
+        follow = 0 if flags & (O_EXCL | O_NOFOLLOW) else WALK_FOLLOW
+        rc = walk(c, p.text, p.length, WALK_PARENT | follow, w)
         if rc:
             return rc
         if w.name_len == 0 or w.trailing:
@@ -526,9 +532,6 @@ cdef int open_once(nv_ctx* c, nv_path* p, int flags, uint32_t mode, nv_walk* w, 
         rc = -EEXIST
         if not flags & O_EXCL:
             rc = lookup_child(c, w.node, w.name, w.name_len, node)
-            if rc == 0 and node.type == DT_LNK and not flags & O_NOFOLLOW:
-                rc = walk(c, p.text, p.length, WALK_FOLLOW, w)
-                node[0] = w.node
         if flags & O_EXCL or rc == -ENOENT:
             rc = name_create(c, w, S_IFREG | (mode & 0o7777), getuid(), getgid(), NULL, 0, node)
             made[0] = rc == 0

@@ -11,7 +11,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t
 from posix.fcntl cimport O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_WRONLY
 from nova_mp.core.dram cimport NV_RETRY
-from nova_mp.core.file cimport (file_fallocate, file_getattr, file_read, file_truncate, file_write)
+from nova_mp.core.file cimport file_fallocate, file_getattr, file_read, file_truncate, file_write
 from nova_mp.core.boundary cimport raise_errno
 from nova_mp.core.pmem cimport pm_fence
 
@@ -25,7 +25,7 @@ cdef enum:
 
 
 cdef class Stat:
-    """Attributes of a file, named and indexed like os.stat_result; times are exact in the _ns fields."""
+    """Attributes of a file, named and indexed as os.stat_result; exact times in the _ns fields."""
 
     @property
     def st_dev(self):
@@ -87,9 +87,8 @@ cdef class Stat:
 
     def __reduce__(self):
         return stat_of, (self.st_ino, self.st_size, self.st_blocks, self.st_atime_ns,
-                         self.st_mtime_ns,
-                         self.st_ctime_ns, self.st_birthtime_ns, self.st_mode, self.st_nlink, self.st_uid,
-                         self.st_gid)
+                         self.st_mtime_ns, self.st_ctime_ns, self.st_birthtime_ns, self.st_mode,
+                         self.st_nlink, self.st_uid, self.st_gid)
 
 
 def stat_of(ino, size, blocks, atime_ns, mtime_ns, ctime_ns, birthtime_ns, mode, nlink, uid, gid):
@@ -139,10 +138,11 @@ cdef File make_file(Process core, uint32_t cell, nv_node node, int flags, object
 
 
 cdef class File:
-    """An open file of an arena: the interface of a binary file object, unbuffered, and positioned I/O.
+    """An open file of an arena: a binary file object, unbuffered, with positioned I/O.
 
-    Writes are atomic: other processes, and snapshots, see all of one call or nothing of it. A read up
-    to 4 MiB sees one moment. Methods raise ValueError once the file is closed, OSError as os would.
+    Writes are atomic: other processes, and snapshots, see all of one call or nothing of it. A read
+    up to 4 MiB sees one moment. Methods raise ValueError once the file is closed, OSError as os
+    would.
     """
 
     def __init__(self, *args, **more):
@@ -265,7 +265,7 @@ cdef class File:
         return n
 
     def fallocate(self, int64_t offset, int64_t length):
-        """Blocks for a range, so that writing there later needs no more; grows the file if need be."""
+        """Blocks for a range, so that writing there needs no more; grows the file if need be."""
         cdef nv_ctx* c
         cdef int rc = NV_RETRY
         self.check_writable()
@@ -485,7 +485,8 @@ cdef class File:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
     def __repr__(self):
-        return f"<nova_mp File name={self.name!r} mode={self.mode!r}{' closed' if self.closed else ''}>"
+        state = " closed" if self.closed else ""
+        return f"<nova_mp File name={self.name!r} mode={self.mode!r}{state}>"
 
 
 cdef object take_bytes(PyObject* p):

@@ -1,12 +1,12 @@
 # Sparse arrays of 8-byte words, in DRAM: what a file's pages, a directory's hash table and the
 # chunks of an inode table are found with.
 #
-# Structure  A root word: node offset (64-aligned) | log2 of the capacity in its low 6 bits. Capacity 1
-#            is the word beside the root; 8, 64 and 512 words are one node; above that, nodes of 512
-#            pointers over nodes of 512. So a file of one page costs nothing, and a large one 8 bytes
-#            a page.
-# Words      File page: block_nr << 34 | reference of its write entry. Directory: tag << 34 | reference
-#            of the dentry. A reference is log block << 6 | slot. 0 = nothing there.
+# Structure  A root word: node offset (64-aligned) | log2 of the capacity in its low 6 bits.
+#            Capacity 1 is the word beside the root; 8, 64 and 512 words are one node; above that,
+#            nodes of 512 pointers over nodes of 512. So a file of one page costs nothing, and a
+#            large one 8 bytes a page.
+# Words      File page: block_nr << 34 | reference of its write entry. Directory: tag << 34 |
+#            reference of the dentry. A reference is log block << 6 | slot. 0 = nothing there.
 # Locks      The inode's lock (a table's: its CPU's inode lock). Readers are optimistic: they check
 #            every offset against the segment's size, and the inode's seq afterwards.
 # Invariants

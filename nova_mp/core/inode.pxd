@@ -9,16 +9,15 @@
 #   INO-1  Applying is idempotent and goes left to right: doing it again from any point is harmless.
 #   INO-2  Applying cannot fail: index nodes, directory cells and list pages are reserved before the
 #          commit.
-#   INO-3  A page run that is superseded is announced (rel_*), its entry's dead epoch is recorded, its
-#          cells change, and only then are its blocks released.
+#   INO-3  A page run that is superseded is announced (rel_*), its entry's dead epoch is recorded,
+#          its cells change, and only then are its blocks released.
 #   INO-4  A dead inode's slot is freed in this order: state word, log pages, table bit.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport INODE_DEAD, nv_chunk, nv_ctx, nv_inode_header, table_at
 from nova_mp.core.index cimport index_get
 from nova_mp.core.layout cimport (CHUNK_SLOTS, INODE_BYTES, INO_CHUNK_SHIFT, INO_SLOT_BITS,
-                                  MAX_CPUS,
-                                  nv_inode)
+                                  MAX_CPUS, nv_inode)
 from nova_mp.core.log cimport page_of
 from nova_mp.core.sync cimport RANK_DIR, RANK_FILE
 

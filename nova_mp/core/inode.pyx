@@ -7,8 +7,8 @@ from nova_mp.core.alloc cimport (blocks_alloc_run, blocks_free, blocks_free_anno
 from nova_mp.core.arch cimport (nv_check, nv_crc32c, nv_ctz64, nv_fence_release, nv_file_time_ns,
                                 nv_popcount64, nv_store64)
 from nova_mp.core.dir cimport dentry_at, dir_add, dir_lookup, dir_remove, dir_reserve
-from nova_mp.core.dram cimport (INODE_HAS_XATTR, INODE_IN_LIST, cpu_at, dram_off, nv_cpu,
-                                nv_slot, nv_table, nv_tx)
+from nova_mp.core.dram cimport (INODE_HAS_XATTR, INODE_IN_LIST, cpu_at, dram_off, nv_cpu, nv_slot,
+                                nv_table, nv_tx)
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_next, index_prune, index_reserve,
                                  make_ref, ref_off, word_block)
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, CHUNK_BLOCKS, ENTRY_DENTRY,
@@ -22,7 +22,7 @@ from nova_mp.core.log cimport (entry_valid, log_entry_dead, log_first_page, log_
                                log_write_entry, page_tail, slot_of)
 from nova_mp.core.pmem cimport (block_off, fail_point, pm_copy, pm_flush, pm_persist, pm_store16,
                                 pm_store32, pm_store64, pm_word, pm_zero)
-from nova_mp.core.snapshot cimport (record_inode, release_announced, release_blocks, spare_reserve)
+from nova_mp.core.snapshot cimport record_inode, release_announced, release_blocks, spare_reserve
 from nova_mp.core.sync cimport RANK_INODES, lock_drop, lock_take, seq_begin, seq_end
 
 cdef extern from "<errno.h>":

@@ -7,8 +7,8 @@
 # Invariants
 #   JRN-1  Pairs and commit word may persist in any order: the checksum tells a torn journal, which
 #          counts as empty.
-#   JRN-2  The journal is cleared, and that persisted, before any lock of the operation is given back:
-#          a later plain store to the same word can never be undone by an old journal.
+#   JRN-2  The journal is cleared, and that persisted, before any lock of the operation is given
+#          back: a later plain store to the same word can never be undone by an old journal.
 
 from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx

@@ -2,7 +2,8 @@
 
 from nova_mp.core.arch cimport nv_assert, nv_crc32c
 from nova_mp.core.dram cimport cpu_at, nv_cpu
-from nova_mp.core.layout cimport BLOCK_BYTES, JOURNALS_NR, JOURNAL_WORDS, nv_journal, nv_journal_record
+from nova_mp.core.layout cimport (BLOCK_BYTES, JOURNALS_NR, JOURNAL_WORDS, nv_journal,
+                                  nv_journal_record)
 from nova_mp.core.pmem cimport fail_point, pm_copy, pm_fence, pm_flush, pm_persist, pm_store64
 from nova_mp.core.sync cimport RANK_JOURNAL, lock_drop, lock_take
 

@@ -1,16 +1,16 @@
 # ON-MEDIA FORMAT. The only declaration of what a PMEM arena looks like.
 #
 # Purpose    Every packed struct, enumeration and address that is persistent. Native code cimports
-#            it; `layout_fields.py` parses this very file, so the plain-Python tools (fsck, dump) and
-#            docs/FORMAT.md see the same offsets without loading native code. `layout.pyx` compares
-#            the parsed sizes with the compiler's at import.
+#            it; `layout_fields.py` parses this very file, so the plain-Python tools (fsck, dump)
+#            and docs/FORMAT.md see the same offsets without loading native code. `layout.pyx`
+#            compares the parsed sizes with the compiler's at import.
 # Structure  Arena = head (superblock, inode-table heads, journals), data, superblock copy.
-#            All references are byte offsets from the arena's start (`_off`) or block numbers (`_nr`);
-#            0 means none, because block 0 is the superblock.
+#            All references are byte offsets from the arena's start (`_off`) or block numbers
+#            (`_nr`); 0 means none, because block 0 is the superblock.
 # Invariants
 #   LAY-1  Every struct size divides 64 or is a multiple of 64; no log entry crosses a log page.
-#   LAY-2  A field marked "volatile" is a hint for garbage collection, is outside every checksum, and
-#          is computed again when a log is replayed.
+#   LAY-2  A field marked "volatile" is a hint for garbage collection, is outside every checksum,
+#          and is computed again when a log is replayed.
 #   LAY-3  Words that commit something (log_tail, state, journal commit, next_page_off, deleted) are
 #          8 bytes, 8-aligned, and stored with one store.
 #
@@ -126,7 +126,7 @@ cdef packed struct nv_inode:
     uint64_t delete_epoch_id         # epoch of its last unlink, 0 while linked
     uint64_t birth_time_ns           # creation, nanoseconds since 1970
     uint32_t generation              # grows each time the slot is used again
-    uint32_t csum                    # CRC32C of ino, create_epoch_id, birth_time_ns, generation, mode
+    uint32_t csum                    # CRC32C: ino, create_epoch_id, birth_time_ns, generation, mode
     uint32_t mode                    # file type and first permissions (today's are in the log)
     uint32_t rdev                    # zero (no device files)
     uint8_t reserved[56]             # zero
@@ -176,7 +176,7 @@ cdef packed struct nv_dentry:
     uint64_t epoch_id                # epoch of the operation
     uint64_t ino                     # inode, low 56 bits; top 8 bits: file type as in dirent's DT_*
     uint64_t mtime_ns                # the directory's modification time after it
-    uint64_t aux_epoch_id            # added: epoch of removal (volatile); removed: epoch of the added
+    uint64_t aux_epoch_id            # added: epoch of removal (volatile); removed: epoch of the add
     uint8_t name[24]                 # name_len bytes, going on over the following slots
 
 

@@ -1,8 +1,10 @@
 # Inode logs: chains of 4 KiB log pages, entries appended in 64-byte slots, one word commits.
 #
-# Structure  An inode (in PMEM) points to the first page and to the end of the committed log. Entries
-#            never cross a page; ENTRY_NEXT_PAGE, or a full page, sends the reader to the next one.
-# Locks      The inode's lock. A transaction (nv_tx, in the slot) says how far an operation appended.
+# Structure  An inode (in PMEM) points to the first page and to the end of the committed log.
+#            Entries never cross a page; ENTRY_NEXT_PAGE, or a full page, sends the reader to the
+#            next one.
+# Locks      The inode's lock. A transaction (nv_tx, in the slot) says how far an operation
+#            appended.
 # Invariants
 #   LOG-1  What lies before the committed tail never changes, but for volatile fields, a snapshot
 #          info's `deleted` word, and whole pages replaced by garbage collection.

@@ -121,7 +121,8 @@ cdef int log_room(nv_ctx* c, nv_inode_header* h, nv_tx* t, uint32_t slots) noexc
 
 
 cdef uint64_t log_append(nv_ctx* c, nv_tx* t, void* entry) noexcept nogil:
-    # Appends behind t.cur_tail, where log_room() made space; not yet committed. Offset of the entry.
+    # Appends behind t.cur_tail, where log_room() made space; not yet committed. Offset of the
+    # entry.
     cdef uint64_t off = t.cur_tail
     cdef uint64_t tail_off = page_of(off) + LOG_TAIL_OFF
     log_write_entry(c, off, entry)

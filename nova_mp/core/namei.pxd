@@ -15,7 +15,8 @@ from nova_mp.core.dram cimport nv_ctx, nv_inode_header
 
 cdef enum:
     WALK_FOLLOW = 1                  # follow a symbolic link at the end
-    WALK_PARENT = 2                  # stop before the last component
+    WALK_PARENT = 2                  # stop before the last component; with WALK_FOLLOW, of the path
+                                     # that a symbolic link there leads to
     PATH_MAX_BYTES = 4096
     MAX_DEPTH = 1024
     MAX_SYMLINKS = 40
@@ -29,12 +30,13 @@ cdef struct nv_walk:                 # PRIVATE. Where a path leads
     nv_node node                     # the target, or with WALK_PARENT its directory
     const char* name                 # WALK_PARENT: last component, in the path or in `text`
     uint32_t name_len                # 0: the path ends in "/", "." or ".."
+    uint32_t dots                    # 1 or 2 if it ends in "." or ".."
     bint trailing                    # a slash follows the last component
     uint32_t depth
     nv_node stack[MAX_DEPTH]         # directories from the root to `node`
     char text[2][8192]               # expanded symbolic links
 
-cdef struct nv_listing:              # PRIVATE. Names of a directory: u64 ino, u8 type, u8 length, name
+cdef struct nv_listing:              # PRIVATE. Names in a directory: u64 ino, u8 type, u8 length
     uint8_t* data
     uint64_t used
     uint64_t capacity
@@ -54,7 +56,8 @@ cdef int handle_close(nv_ctx* c, uint64_t* cell) noexcept nogil
 cdef void recount_opens(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogil
 cdef int append_dentry(nv_ctx* c, nv_inode_header* h, uint32_t tx, const char* name,
                        uint32_t name_len,
-                       uint64_t ino, uint32_t type, uint64_t removed_epoch_id, uint64_t now) noexcept nogil
+                       uint64_t ino, uint32_t type, uint64_t removed_epoch_id,
+                       uint64_t now) noexcept nogil
 cdef int append_link_change(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint32_t nlink,
                             uint64_t now) noexcept nogil
 cdef void unlinked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint32_t tx) noexcept nogil

@@ -23,8 +23,7 @@ from nova_mp.core.layout cimport (ENTRY_DENTRY, ENTRY_FLAG_REMOVED, ENTRY_LINK_C
 from nova_mp.core.log cimport log_append, log_room, tx_open
 from nova_mp.core.pmem cimport fail_point, pm_store64, pm_flush
 from nova_mp.core.sync cimport (lock_drop, lock_drop_all, op_begin, op_end, seq_begin, seq_end,
-                                seq_read,
-                                seq_same)
+                                seq_read, seq_same)
 
 cdef extern from "<errno.h>":
     enum: ESTALE
@@ -117,6 +116,7 @@ cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk
     w.stack[0].type = DT_DIR
     w.depth = 1
     w.name_len = 0
+    w.dots = 0
     w.trailing = False
     while True:
         while left and p[0] == 47:
@@ -132,25 +132,31 @@ cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk
             after += 1
         last = after == left
         if n == 1 and p[0] == 46:
+            w.dots = 1
             p += after
             left -= after
             continue
         if n == 2 and p[0] == 46 and p[1] == 46:
             if w.depth > 1:
                 w.depth -= 1
+            w.dots = 2
             p += after
             left -= after
             continue
         if n > NAME_MAX_BYTES:
             return -ENAMETOOLONG
+        w.dots = 0
+        rc = 0
+        if not last or not flags & WALK_PARENT or flags & WALK_FOLLOW:
+            rc = lookup_child(c, w.stack[w.depth - 1], p, <uint32_t>n, &child)
         if last and flags & WALK_PARENT:
-            w.node = w.stack[w.depth - 1]
-            w.name = p
-            w.name_len = <uint32_t>n
-            w.trailing = after > n
-            return 0
-        rc = lookup_child(c, w.stack[w.depth - 1], p, <uint32_t>n, &child)
-        if rc:
+            if not flags & WALK_FOLLOW or rc or child.type != DT_LNK:
+                w.node = w.stack[w.depth - 1]
+                w.name = p
+                w.name_len = <uint32_t>n
+                w.trailing = after > n
+                return 0
+        elif rc:
             return rc
         if child.type == DT_LNK and (not last or flags & WALK_FOLLOW or after > n):
             links += 1
@@ -184,7 +190,8 @@ cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk
 
 cdef int append_dentry(nv_ctx* c, nv_inode_header* h, uint32_t tx, const char* name,
                        uint32_t name_len,
-                       uint64_t ino, uint32_t type, uint64_t removed_epoch_id, uint64_t now) noexcept nogil:
+                       uint64_t ino, uint32_t type, uint64_t removed_epoch_id,
+                       uint64_t now) noexcept nogil:
     # A dentry for log `tx` of the operation; one that removes if `removed_epoch_id` (of what it
     # removes) is not 0.
     cdef uint8_t buffer[320]
@@ -274,7 +281,8 @@ cdef int create_locked(nv_ctx* c, nv_inode_header* h, nv_walk* w, uint32_t mode,
                        const char* target, uint64_t target_len, nv_node* made) noexcept nogil:
     cdef nv_words words
     cdef uint64_t ino = 0
-    cdef uint32_t type = DT_DIR if mode & S_IFMT == S_IFDIR else DT_LNK if mode & S_IFMT == S_IFLNK else DT_REG
+    cdef uint32_t format = mode & S_IFMT
+    cdef uint32_t type = DT_DIR if format == S_IFDIR else DT_LNK if format == S_IFLNK else DT_REG
     cdef int rc = dir_reserve(c, h, 1)
     if rc:
         return rc
@@ -305,8 +313,8 @@ cdef int create_locked(nv_ctx* c, nv_inode_header* h, nv_walk* w, uint32_t mode,
 
 cdef int name_create(nv_ctx* c, nv_walk* w, uint32_t mode, uint32_t uid, uint32_t gid,
                      const char* target, uint64_t target_len, nv_node* made) noexcept nogil:
-    # File, directory or symbolic link (by the type in `mode`) named w.name in w.node. -EEXIST if the
-    # name is there: `made` is what it leads to.
+    # File, directory or symbolic link (by the type in `mode`) named w.name in w.node. -EEXIST if
+    # the name is there: `made` is what it leads to.
     cdef nv_inode_header* h = NULL
     cdef int rc
     if w.name_len == 0:
@@ -489,7 +497,7 @@ cdef int rmdir_once(nv_ctx* c, nv_walk* w) noexcept nogil:
 cdef int name_rmdir(nv_ctx* c, nv_walk* w) noexcept nogil:
     cdef int rc = -ESTALE
     if w.name_len == 0:
-        return -EBUSY if w.depth == 1 else -EINVAL
+        return -ENOTEMPTY if w.dots == 2 else -EINVAL if w.dots else -EBUSY
     while rc == -ESTALE:
         rc = rmdir_once(c, w)
     return rc

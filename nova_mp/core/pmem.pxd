@@ -1,12 +1,14 @@
 # The arena: offset <-> pointer, and the one door for stores, flushes and fences.
 #
 # Purpose    Every store to PMEM in the project goes through the functions declared here. That is
-#            where write-backs are issued, media timing is emulated and the persistence trace is taken.
+#            where write-backs are issued, media timing is emulated and the persistence trace is
+#            taken.
 # Invariants
 #   PMEM-1  No other module writes through a pointer into PMEM.
 #   PMEM-2  A word that commits something is stored by pm_store64 and persisted before the operation
 #           returns; what it commits was persisted before it.
-#   PMEM-3  Replaying a complete trace over the image taken at its start gives the arena byte for byte.
+#   PMEM-3  Replaying a complete trace over the image taken at its start gives the arena byte for
+#           byte.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_arena, nv_ctx, nv_trace

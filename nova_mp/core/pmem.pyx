@@ -3,8 +3,8 @@
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset, strcmp
 from nova_mp.core.arch cimport (NV_DEBUG_BUILD, NV_FLUSH_NONE, nv_assert, nv_copy_nt, nv_crc32c,
-                                nv_flush_lines,
-                                nv_kill_self, nv_spin_ns, nv_store64, nv_store_fence)
+                                nv_flush_lines, nv_kill_self, nv_spin_ns, nv_store64,
+                                nv_store_fence)
 from nova_mp.core.dram cimport MEDIA_PMEM
 from nova_mp.core.layout cimport BLOCK_BYTES, MAGIC_SUPERBLOCK, SUPERBLOCK_OFF
 

@@ -1,10 +1,12 @@
 """A process's way into an arena: its slots, its open table, its waiting."""
 
 import errno as _errno
+import itertools
 import os
 import threading
 import weakref
 
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t
@@ -17,8 +19,9 @@ from nova_mp.core.arch cimport nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
 from nova_mp.core.boundary import DEBUG_BUILD, ROLES
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
-                                NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE, STATE_READY,
-                                dram_off, nv_dram_header, nv_slot, nv_snapshot, slot_at)
+                                NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE,
+                                STATE_READY, dram_off, nv_dram_header, nv_slot, nv_snapshot,
+                                slot_at)
 from nova_mp.core.layout cimport BLOCK_BYTES
 from nova_mp.core.namei cimport handle_close, handle_open, nv_node
 from nova_mp.core.reclaim cimport gc_inode
@@ -29,7 +32,12 @@ from nova_mp.core.sync cimport (RANK_SNAPSHOT, ctx_init, gate_wait, lock_drop, l
 from nova_mp.core.snapshot cimport spare_drop
 
 _cores = weakref.WeakSet()
-_next_key = 1
+_keys = itertools.count(1)
+
+
+def _fresh_key():
+    # Names an attachment for the threads that remember their contexts.
+    return next(_keys)
 
 
 def _umask():
@@ -48,23 +56,22 @@ def _after_fork_in_child():
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+@cython.no_gc_clear
 cdef class Process:
     """One process's way into a mounted arena: operations run here, on shared memory.
 
     `pmem` and `dram` are the whole segments as writable buffers, `dram_fd` a descriptor of the DRAM
     segment (to reserve more of it). `role` names what the process is, `cpu` the emulated CPU whose
-    structures it uses (default: the one with the fewest processes). Thread-safe: each thread takes a
-    process slot of its own at its first operation. After fork() the child has slots of its own.
+    structures it uses (default: the one with the fewest processes). Thread-safe: each thread takes
+    a process slot of its own at its first operation. After fork() the child has slots of its own.
     """
 
     def __cinit__(self, pmem, dram, dram_fd, *args, role="client", cpu=None, title="", **more):
-        global _next_key
         memset(&self.arena, 0, sizeof(nv_arena))
         self.closed = True
         self.contexts = {}
         self.free_cells = []
-        self.key = _next_key
-        _next_key += 1
+        self.key = _fresh_key()
         if role not in ROLES:
             raise ValueError(f"role must be one of {sorted(ROLES)}, not {role!r}")
         self.role_nr = ROLES[role]
@@ -94,14 +101,18 @@ cdef class Process:
     def __dealloc__(self):
         if not self.closed:
             self._leave()
-        if self.views:
-            if self.arena.dram_fd:
-                os.close(self.arena.dram_fd)
+        self._unmap()
+        free(self.arena.failpoint)
+
+    def _unmap(self):
+        """Lets go of the segments' buffers; nothing may touch them any more."""
+        if self.views and self.arena.dram_fd:
+            os.close(self.arena.dram_fd)
         if self.views > 1:
             PyBuffer_Release(&self.dram_view)
         if self.views:
             PyBuffer_Release(&self.pm_view)
-        free(self.arena.failpoint)
+        self.views = 0
 
     def _check_segments(self):
         h = self.arena.hdr
@@ -195,7 +206,6 @@ cdef class Process:
 
     def _after_fork(self):
         """In a forked child: slots and open handles of its own."""
-        global _next_key
         cdef nv_ctx* c
         cdef uint64_t* old_pages[256]
         cdef uint32_t n = self.n_pages
@@ -203,8 +213,7 @@ cdef class Process:
         cdef nv_node node
         if self.closed:
             return
-        self.key = _next_key
-        _next_key += 1
+        self.key = _fresh_key()
         self.contexts = {}
         self.n_pages = 0
         for i in range(n):
@@ -259,11 +268,22 @@ cdef class Process:
             dram_free(c, dram_off(c, self.pages[i]), DRAM_PAGE)
         self.n_pages = 0
         self.closed = True
-        nv_tls_set(0, NULL)
+        # Contexts that other threads remember are found under the old key only.
+        self.key = _fresh_key()
         slot_give_back(c, slot_at(c, self.slot))
         free(c)
         self.contexts = {}
         _cores.discard(self)
+        self._unmap()
+
+    def abandon(self):
+        """Lets go without touching the arena: its DRAM is about to be dropped under this process."""
+        if not self.closed:
+            self.closed = True
+            self.key = _fresh_key()
+            self.contexts = {}
+            _cores.discard(self)
+            self._unmap()
 
     def __enter__(self):
         return self

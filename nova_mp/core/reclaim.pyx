@@ -7,26 +7,26 @@ from nova_mp.core.alloc cimport blocks_free, blocks_free_announced, dram_free, p
 from nova_mp.core.arch cimport nv_fence_release, nv_load32
 from nova_mp.core.dir cimport dentry_at, dir_lookup, dir_retarget
 from nova_mp.core.dram cimport (CNT_CLEANED, CNT_GC_FAST, CNT_GC_THOROUGH, DRAM_PAGE, INODE_DEAD,
-                                INODE_IN_LIST,                                NV_FROZEN, OP_CLEAN, OP_GC, count, cpu_at, nv_chunk, nv_cpu, nv_slot,
-                                table_at)
+                                INODE_IN_LIST, NV_FROZEN, OP_CLEAN, OP_GC, count, cpu_at, nv_chunk,
+                                nv_cpu, nv_slot, table_at)
 from nova_mp.core.index cimport REF_BITS, index_cell, make_ref, ref_off, word_block, REF_MASK
 from nova_mp.core.inode cimport (GC_FIRST_PAGES, PI_LOG_HEAD, chunk_off_of, inode_at, inode_destroy,
                                  inode_lock, inode_off, unlink_block)
 from nova_mp.core.layout cimport (BLOCK_SHIFT, CHUNK_SLOTS, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
-                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_NEXT_PAGE, ENTRY_SETATTR,
-                                  ENTRY_SNAPSHOT_INFO, ENTRY_WRITE, ENTRY_XATTR, INO_CHUNK_SHIFT,
-                                  INO_SLOT_BITS, LINE_BYTES, LOG_SLOTS, LOG_TAIL_OFF, MAX_CPUS,
-                                  SNAPSHOT_INO, SS_INODE, nv_dentry, nv_entry_header,
-                                  nv_list_entry, nv_list_page_tail, nv_setattr_entry,
-                                  nv_snapshot_info, nv_write_entry, nv_xattr_entry)
+                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_NEXT_PAGE,
+                                  ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_WRITE, ENTRY_XATTR,
+                                  INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES, LOG_SLOTS,
+                                  LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_INODE, nv_dentry,
+                                  nv_entry_header, nv_list_entry, nv_list_page_tail,
+                                  nv_setattr_entry, nv_snapshot_info, nv_write_entry,
+                                  nv_xattr_entry)
 from nova_mp.core.log cimport log_new_page, log_position, page_of, page_tail, slot_of
 from nova_mp.core.pmem cimport (fail_point, pm_copy, pm_fence, pm_flush, pm_persist, pm_store16,
                                 pm_store64, pm_word)
-from nova_mp.core.snapshot cimport (list_entries, list_tail, release_announced,
-                                    snap_any_before, snap_find, snap_needed_by, spare_reserve)
+from nova_mp.core.snapshot cimport (list_entries, list_tail, release_announced, snap_any_before,
+                                    snap_find, snap_needed_by, spare_reserve)
 from nova_mp.core.sync cimport (RANK_CLEAN, RANK_LIST, RANK_SNAPSHOT, lock_drop, lock_take,
-                                op_begin,
-                                op_end, seq_begin, seq_end)
+                                op_begin, op_end, seq_begin, seq_end)
 
 cdef struct nv_pass:                 # PRIVATE. One thorough pass over a log
     nv_inode_header* h
@@ -109,7 +109,8 @@ cdef bint stamp_needed(nv_ctx* c, nv_pass* p, uint64_t off) noexcept nogil:
     cdef uint64_t pos = log_position(c, off + e.slots * LINE_BYTES, p.tail)
     while pos != p.tail:
         n = <nv_entry_header*>(c.pm + pos)
-        if e.entry_type != ENTRY_DENTRY or n.entry_type == ENTRY_DENTRY or n.entry_type == ENTRY_SETATTR:
+        if (e.entry_type != ENTRY_DENTRY or n.entry_type == ENTRY_DENTRY
+                or n.entry_type == ENTRY_SETATTR):
             return between(c, e.epoch_id, n.epoch_id)
         pos = log_position(c, pos + n.slots * LINE_BYTES, p.tail)
     return True
@@ -131,7 +132,8 @@ cdef bint needed(nv_ctx* c, nv_pass* p, uint64_t off) noexcept nogil:
         pages = ((<nv_setattr_entry*>e).size + 4095) >> BLOCK_SHIFT
         if p.kept_end > pages:
             return True
-    if e.entry_type != ENTRY_SETATTR and e.entry_type != ENTRY_LINK_CHANGE and e.entry_type != ENTRY_XATTR:
+    if (e.entry_type != ENTRY_SETATTR and e.entry_type != ENTRY_LINK_CHANGE
+            and e.entry_type != ENTRY_XATTR):
         return True
     epoch_id = superseded_by(c, p, off)
     return epoch_id == 0 or between(c, e.epoch_id, epoch_id) or stamp_needed(c, p, off)
@@ -279,8 +281,8 @@ cdef void free_chain(nv_ctx* c) noexcept nogil:
 
 
 cdef void gc_continue(nv_ctx* c) noexcept nogil:
-    # From the switched head to the freed old chain, or, if it was not switched, freeing the new one.
-    # Also done by a repairer: c.slot.gc_* tell which.
+    # From the switched head to the freed old chain, or, if it was not switched, freeing the new
+    # one. Also done by a repairer: c.slot.gc_* tell which.
     cdef nv_slot* s = c.slot
     cdef uint64_t ino = s.gc_ino
     cdef uint64_t head
@@ -336,7 +338,8 @@ cdef void gc_thorough(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogi
     nv_fence_release()
     s.gc_ino = ino
     rc = copy_needed(c, &p)
-    if rc == 0 and p.new_pages + 1 < h.log_pages and nv_load32(&c.hdr.snap_seq) == table_seq and not table_seq & 1:
+    if (rc == 0 and p.new_pages + 1 < h.log_pages and not table_seq & 1
+            and nv_load32(&c.hdr.snap_seq) == table_seq):
         if p.page:
             pm_store16(c, p.page + LOG_TAIL_OFF + 12, <uint16_t>p.entries)
             if p.slot < LOG_SLOTS:
@@ -372,7 +375,8 @@ cdef int gc_inode(nv_ctx* c, uint64_t ino) noexcept nogil:
     if rc == 0:
         rc = op_begin(c, OP_GC)
         if rc == 0:
-            if not h.flags & INODE_IN_LIST and (h.opens or not h.flags & INODE_DEAD) and h.log_pages > 1:
+            if (not h.flags & INODE_IN_LIST and (h.opens or not h.flags & INODE_DEAD)
+                    and h.log_pages > 1):
                 c.privileged = 1
                 gc_fast(c, h, ino)
                 gc_thorough(c, h, ino)
@@ -388,17 +392,17 @@ cdef int gc_inode(nv_ctx* c, uint64_t ino) noexcept nogil:
 cdef int gc_all(nv_ctx* c) noexcept nogil:
     # After snapshots went away: every log of more than one page, since what pinned it may be gone.
     cdef uint32_t table
-    cdef uint64_t chunk, off, slot
+    cdef uint64_t chunk, first_ino, off, slot
     cdef nv_inode_header* h
     cdef int rc
     for table in range(MAX_CPUS):
         for chunk in range(table_at(c, table).num_chunks):
-            off = chunk_off_of(c, chunk << INO_CHUNK_SHIFT | <uint64_t>table << INO_SLOT_BITS)
+            first_ino = chunk << INO_CHUNK_SHIFT | <uint64_t>table << INO_SLOT_BITS
+            off = chunk_off_of(c, first_ino)
             for slot in range(1, CHUNK_SLOTS):
                 h = <nv_inode_header*>(c.dram + off + slot * 128)
                 if h.mode and h.log_pages > 1 and not h.flags & INODE_DEAD:
-                    rc = gc_inode(c,
-                                  chunk << INO_CHUNK_SHIFT | <uint64_t>table << INO_SLOT_BITS | slot)
+                    rc = gc_inode(c, first_ino | slot)
                     if rc == NV_FROZEN:
                         return rc
     return 0

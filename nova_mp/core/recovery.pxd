@@ -4,11 +4,12 @@
 #            other inode, one log after the other -> dead inodes -> snapshot lists' blocks -> free
 #            counts -> superblock marked dirty.
 # Invariants
-#   REC-1  Every block has one owner: head, chunk, log, live data, or snapshot list. A second owner is
-#          corruption, and the mount is refused.
+#   REC-1  Every block has one owner: head, chunk, log, live data, or snapshot list. A second owner
+#          is corruption, and the mount is refused.
 #   REC-2  The epoch is larger than every snapshot's id.
 #   REC-3  Recovery stores nothing that a crash during recovery could turn into a loss: it applies
-#          committed journals, frees dead inodes that nothing needs, and cuts what lies behind tails.
+#          committed journals, frees dead inodes that nothing needs, and cuts what lies behind
+#          tails.
 
 from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_arena, nv_ctx

@@ -7,21 +7,21 @@ from nova_mp.core.alloc cimport (block_bitmap, blocks_mark, dpend_done, page_bit
 from nova_mp.core.arch cimport nv_crc32c, nv_file_time_ns, nv_monotonic_ns, nv_store32
 from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES, MAX_SLOTS,
                                 SLAB_CLASSES, SLOT_BYTES, STATE_MOUNTING, cpu_at, nv_chunk, nv_cpu,
-                                nv_dram_header, nv_inode_header, nv_page_desc, nv_snapshot, nv_table,
-                                table_at)
+                                nv_dram_header, nv_inode_header, nv_page_desc, nv_snapshot,
+                                nv_table, table_at)
 from nova_mp.core.index cimport index_cell, index_next, word_block
 from nova_mp.core.inode cimport (PI_LOG_HEAD, S_IFDIR, S_IFMT, chunk_attach, chunk_format,
-                                 chunk_off_of,
-                                 evict, evict_reserve, header_of, inode_at, inode_off, rebuild)
+                                 chunk_off_of, evict, evict_reserve, header_of, inode_at, inode_off,
+                                 rebuild)
 from nova_mp.core.journal cimport journal_recover
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, CHUNK_BLOCKS, CHUNK_SLOTS, DATA_NR,
-                                  ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, FIRST_FREE_INO, FORMAT_VERSION,
-                                  INODE_BYTES, INODE_FREE, INODE_VALID, INO_CHUNK_SHIFT,
-                                  INO_SLOT_BITS, LINE_BYTES, LOG_TAIL_OFF, MAGIC_CHUNK,
-                                  MAGIC_LOG_PAGE, MAGIC_SUPERBLOCK, MAX_CHUNKS, MAX_CPUS,
-                                  MOUNT_CLEAN, MOUNT_DIRTY, ROOT_INO, SNAPSHOT_INO, SS_FILE_WRITE,
-                                  TABLE_HEADS_NR, nv_chunk_header, nv_entry_header, nv_inode,
-                                  nv_list_entry, nv_log_page_tail, nv_setattr_entry,
+                                  ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, FIRST_FREE_INO,
+                                  FORMAT_VERSION, INODE_BYTES, INODE_FREE, INODE_VALID,
+                                  INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES, LOG_TAIL_OFF,
+                                  MAGIC_CHUNK, MAGIC_LOG_PAGE, MAGIC_SUPERBLOCK, MAX_CHUNKS,
+                                  MAX_CPUS, MOUNT_CLEAN, MOUNT_DIRTY, ROOT_INO, SNAPSHOT_INO,
+                                  SS_FILE_WRITE, TABLE_HEADS_NR, nv_chunk_header, nv_entry_header,
+                                  nv_inode, nv_list_entry, nv_log_page_tail, nv_setattr_entry,
                                   nv_snapshot_info, nv_superblock, nv_table_head)
 from nova_mp.core.log cimport log_position, log_write_entry, page_of, page_tail
 from nova_mp.core.pmem cimport (block_off, pm_copy, pm_persist, pm_word, pm_zero, superblock_newest,
@@ -172,7 +172,8 @@ cdef int recover_superblock(nv_ctx* c, nv_superblock* sb, nv_mount_error* error)
 
 cdef bint chunk_sane(nv_ctx* c, uint64_t off, uint32_t table, uint32_t chunk) noexcept nogil:
     cdef nv_chunk_header* h = <nv_chunk_header*>(c.pm + off)
-    if off & 4095 or off < block_off(DATA_NR) or off > c.a.pm_bytes - (CHUNK_BLOCKS + 1) * BLOCK_BYTES:
+    if (off & 4095 or off < block_off(DATA_NR)
+            or off > c.a.pm_bytes - (CHUNK_BLOCKS + 1) * BLOCK_BYTES):
         return False
     return (h.magic == MAGIC_CHUNK and h.table == table and h.chunk == chunk
             and h.csum == ~nv_crc32c(nv_crc32c(0xFFFFFFFF, &h.magic, 4), &h.table, 8))

@@ -5,4 +5,5 @@ from nova_mp.core.dram cimport nv_ctx
 from nova_mp.core.namei cimport nv_walk
 
 cdef int name_rename(nv_ctx* c, const char* src, unsigned long src_len, const char* dst,
-                     unsigned long dst_len, bint noreplace, nv_walk* from_, nv_walk* to) noexcept nogil
+                     unsigned long dst_len, bint noreplace, nv_walk* from_,
+                     nv_walk* to) noexcept nogil

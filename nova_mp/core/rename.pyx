@@ -6,13 +6,11 @@ from nova_mp.core.arch cimport nv_file_time_ns
 from nova_mp.core.dir cimport DT_DIR, dentry_at, dentry_ino, dir_lookup, dir_reserve
 from nova_mp.core.dram cimport INODE_DEAD, OP_RENAME, nv_inode_header, nv_tx
 from nova_mp.core.inode cimport (PI_DELETE_EPOCH, PI_LOG_TAIL, apply_entries, evict_reserve,
-                                 gc_wanted,
-                                 inode_lock, inode_off, tx_apply)
+                                 gc_wanted, inode_lock, inode_off, tx_apply)
 from nova_mp.core.journal cimport journal_commit, nv_words, words_add
 from nova_mp.core.log cimport tx_open
 from nova_mp.core.namei cimport (WALK_PARENT, append_dentry, append_link_change, lookup_child,
-                                 nv_node,
-                                 unlinked, walk)
+                                 nv_node, unlinked, walk)
 from nova_mp.core.pmem cimport fail_point
 from nova_mp.core.sync cimport (RANK_RENAME, lock_drop_all, lock_take, op_begin, op_end, seq_begin,
                                 seq_end)
@@ -136,7 +134,8 @@ cdef int verify(nv_ctx* c, nv_rename* r) noexcept nogil:
 
 
 cdef int append_all(nv_ctx* c, nv_rename* r, uint64_t now) noexcept nogil:
-    # Log 0: source directory; 1: destination directory, if another; then the moved and the replaced.
+    # Log 0: source directory; 1: destination directory, if another; then the moved and the
+    # replaced.
     cdef uint32_t to = 0 if r.src_dir == r.dst_dir else 1
     cdef uint64_t old = dir_lookup(c, r.src_dir, r.src.name, r.src.name_len)
     cdef uint64_t over = dir_lookup(c, r.dst_dir, r.dst.name, r.dst.name_len)
@@ -216,7 +215,8 @@ cdef int rename_once(nv_ctx* c, nv_rename* r, bint noreplace) noexcept nogil:
 
 
 cdef int name_rename(nv_ctx* c, const char* src, unsigned long src_len, const char* dst,
-                     unsigned long dst_len, bint noreplace, nv_walk* from_, nv_walk* to) noexcept nogil:
+                     unsigned long dst_len, bint noreplace, nv_walk* from_,
+                     nv_walk* to) noexcept nogil:
     # NAME-2: directories change parents one at a time; the walk that finds the destination's
     # ancestors is done under the lock that keeps them in place.
     cdef nv_rename r
@@ -233,7 +233,8 @@ cdef int name_rename(nv_ctx* c, const char* src, unsigned long src_len, const ch
             rc = -EBUSY
         if rc == 0:
             rc = lookup_child(c, from_.node, from_.name, from_.name_len, &moved)
-        if rc == 0 and moved.type == DT_DIR and from_.node.ino != to.node.ino and c.slot.nlocks == held:
+        if (rc == 0 and moved.type == DT_DIR and from_.node.ino != to.node.ino
+                and c.slot.nlocks == held):
             rc = lock_take(c, &c.hdr.rename_lock, RANK_RENAME)
             if rc == 0:
                 rc = -ESTALE

@@ -23,8 +23,8 @@ from nova_mp.core.reclaim cimport gc_continue
 from nova_mp.core.snapshot cimport (list_repair, list_tail, snap_create_finish, snap_delete_finish,
                                     snap_find, spare_drop)
 from nova_mp.core.sync cimport (RANK_JOURNAL, RANK_REAP, RANK_SNAPSHOT, ctx_init, lock_drop,
-                                lock_drop_all, lock_take, repair_lock_drop, repair_lock_take, seq_end,
-                                slot_dead, slot_give_back)
+                                lock_drop_all, lock_take, repair_lock_drop, repair_lock_take,
+                                seq_end, slot_dead, slot_give_back)
 
 
 # ---- A: leaf locks ------------------------------------------------------------------------------
@@ -228,8 +228,8 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
     # Frees the locks of a dead thread. A caller that holds leaf locks gets phase A only, which is
     # enough to free the leaf lock that it waits for.
     cdef nv_ctx d
-    cdef bint leaves_only = c.in_repair or (c.slot.nlocks >= 2
-                                            and c.ranks[c.slot.nlocks - 2] >= <uint64_t>RANK_JOURNAL)
+    cdef bint leaves_only = c.in_repair or (
+        c.slot.nlocks >= 2 and c.ranks[c.slot.nlocks - 2] >= <uint64_t>RANK_JOURNAL)
     if not c.in_repair and repair_lock_take(c):
         return 0
     if slot_dead(slot_at(c, owner - 1)) and slot_at(c, owner - 1).state & 3 == SLOT_ACTIVE:
@@ -238,7 +238,8 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
         d.in_repair = 1
         d.privileged = 1
         repair_leaves(&d)
-        if not leaves_only and (d.slot.nlocks or d.slot.epoch_id or d.slot.pend_len or d.slot.dpend_off):
+        if not leaves_only and (d.slot.nlocks or d.slot.epoch_id or d.slot.pend_len
+                                or d.slot.dpend_off):
             repair_operation(&d)
             dpend_repair(&d)
             if d.slot.build.root:
@@ -289,9 +290,9 @@ cdef int close_table(nv_ctx* c, nv_slot* s) noexcept nogil:
 
 
 cdef int reap_slot(nv_ctx* c, uint32_t nr) noexcept nogil:
-    # For a caller that holds no locks. 1: freed a dead slot; 0: it lives; NV_FROZEN: try again later.
-    # The reaper closes in its own name: the dead slot holds no locks any more, and others would take
-    # locks held in its name for a dead man's.
+    # For a caller that holds no locks. 1: freed a dead slot; 0: it lives; NV_FROZEN: try again
+    # later. The reaper closes in its own name: the dead slot holds no locks any more, and others
+    # would take locks held in its name for a dead man's.
     cdef nv_slot* s = slot_at(c, nr)
     cdef uint64_t page
     cdef int rc = 0

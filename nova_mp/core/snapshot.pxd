@@ -2,9 +2,9 @@
 # snapshot holds; blocks that no snapshot needs are handed to the allocator, lists of deleted
 # snapshots to the cleaner (reclaim.pyx).
 #
-# Structure  A snapshot is an info entry in SNAPSHOT_INO's log; in DRAM a descriptor with one list head
-#            a CPU, and an element of a table sorted by id. A list entry says: these blocks (this
-#            inode) were born in epoch e and superseded in epoch d. Snapshot S needs them iff
+# Structure  A snapshot is an info entry in SNAPSHOT_INO's log; in DRAM a descriptor with one list
+#            head a CPU, and an element of a table sorted by id. A list entry says: these blocks
+#            (this inode) were born in epoch e and superseded in epoch d. Snapshot S needs them iff
 #            e <= S < d; the entry stands in the list of the oldest live such S.
 # Locks      snapshot_lock: create, delete, open. snap_lock of a CPU: its part of all lists and its
 #            queue to the cleaner. The table is read under snap_seq.

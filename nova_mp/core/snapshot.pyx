@@ -5,16 +5,15 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, memset
 from nova_mp.core.alloc cimport blocks_free_announced, dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport (nv_assert, nv_check, nv_fence_acquire, nv_fence_release,
-                                nv_file_time_ns,
-                                nv_futex_wake, nv_load32, nv_load64, nv_monotonic_ns, nv_pause,
-                                nv_store32, nv_store64, nv_xchg64)
+                                nv_file_time_ns, nv_futex_wake, nv_load32, nv_load64,
+                                nv_monotonic_ns, nv_pause, nv_store32, nv_store64, nv_xchg64)
 from nova_mp.core.dram cimport (CNT_LIST_APPENDS, DRAM_PAGE, OP_SNAPSHOT_CREATE, OP_SNAPSHOT_DELETE,
                                 count, cpu_at, dram_off, nv_chunk, nv_cpu, nv_slot, nv_snap_ref,
                                 table_at)
 from nova_mp.core.index cimport index_get
 from nova_mp.core.layout cimport (ENTRY_SNAPSHOT_INFO, INODE_BYTES, LIST_ENTRIES, MAGIC_LIST_PAGE,
-                                  NAME_MAX_BYTES, SNAPSHOT_INO, SS_FILE_WRITE, SS_INODE,
-                                  nv_inode, nv_snapshot_info, nv_superblock)
+                                  NAME_MAX_BYTES, SNAPSHOT_INO, SS_FILE_WRITE, SS_INODE, nv_inode,
+                                  nv_snapshot_info, nv_superblock)
 from nova_mp.core.log cimport log_append, log_commit, log_room, tx_open
 from nova_mp.core.pmem cimport (fail_point, pm_persist, pm_store64, superblock_newest,
                                 superblock_write)

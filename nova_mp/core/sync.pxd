@@ -2,16 +2,17 @@
 #
 # Purpose    Everything that keeps processes apart, and that tells who died where.
 # Structure  A lock is one word: 0, or its owner's slot number + 1 (DRAM-2). A slot lists the locks
-#            its thread holds or is about to take. Whoever waits longer than a moment asks whether the
-#            owner still lives, and if not, has its slot repaired (recovery.pyx) as if it were the
-#            dead thread itself. Why not pthread's robust mutexes: docs/decisions/0001.
-# Lock order reap lock, rename lock, clean lock, snapshot lock | directories by inode number | files by inode
-#            number | journal | inode tables | snapshot list | slab | blocks | DRAM pages.
+#            its thread holds or is about to take. Whoever waits longer than a moment asks whether
+#            the owner still lives, and if not, has its slot repaired (repair.pyx) as if it were
+#            the dead thread itself. Why not pthread's robust mutexes: docs/decisions/0001.
+# Lock order reap lock, rename lock, clean lock, snapshot lock | directories by inode number | files
+#            by inode number | journal | inode tables | snapshot list | slab | blocks | DRAM pages.
 #            Debug builds assert it.
 # Invariants
 #   SYNC-1  A slot names a lock before its word is taken and until after it is given back.
-#   SYNC-2  An operation reads the epoch only while it holds all its inode locks, announces it in its
-#           slot, and reads it again: if it moved, it starts over. So epochs never go back in a log.
+#   SYNC-2  An operation reads the epoch only while it holds all its inode locks, announces it in
+#           its slot, and reads it again: if it moved, it starts over. So epochs never go back in a
+#           log.
 #   SYNC-3  A slot's announced epoch is 0 exactly when its thread is in no operation.
 #   SYNC-4  No code stores to a caller's memory while it holds a lock or has announced an epoch.
 

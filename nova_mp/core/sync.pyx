@@ -7,9 +7,9 @@ from nova_mp.core.arch cimport (nv_assert, nv_cas32, nv_fence_full, nv_futex_wai
                                 nv_gettid, nv_load64, nv_monotonic_ns, nv_pause, nv_store64,
                                 nv_thread_start_time, nv_xchg32, nv_xchg64)
 from nova_mp.core.dram cimport (CNT_COUNT, CNT_EPOCH_RETRIES, CNT_LOCK_WAIT_NS, CNT_LOCK_WAITS,
-                                CNT_OPS, LOCK_OWNER, LOCK_WAITERS, MAX_LOCKS, MAX_SLOTS,
-                                NV_FROZEN, NV_RETRY, OP_NONE, SLOT_ACTIVE, SLOT_BYTES, SLOT_FREE,
-                                SLOT_TAKING, count, cpu_at, dram_off, nv_cpu, slot_at)
+                                CNT_OPS, LOCK_OWNER, LOCK_WAITERS, MAX_LOCKS, MAX_SLOTS, NV_FROZEN,
+                                NV_RETRY, OP_NONE, SLOT_ACTIVE, SLOT_BYTES, SLOT_FREE, SLOT_TAKING,
+                                count, cpu_at, dram_off, nv_cpu, slot_at)
 
 cdef enum:
     SPINS = 60                       # about a microsecond: most critical sections are shorter

@@ -1,9 +1,9 @@
 # cython: wraparound=True
 """Read-only views of snapshots: each inode's log, folded up to the snapshot's epoch, on demand.
 
-A view holds its snapshot open, so nothing that it can reach is freed. What it builds is private to the
-process: attributes and page index of a file, names of a directory, each the first time it is used.
-Building takes the inode's lock, because garbage collection moves entries; reading takes none.
+A view holds its snapshot open, so nothing that it can reach is freed. What it builds is private to
+the process: attributes and page index of a file, names of a directory, each the first time it is
+used. Building takes the inode's lock, because garbage collection moves entries; reading takes none.
 """
 
 import errno as _errno
@@ -19,7 +19,7 @@ from libc.string cimport memcpy, memset
 
 from nova_mp import errors
 from nova_mp.core.dir cimport DT_DIR, DT_LNK, dentry_at, dentry_ino, dentry_type
-from nova_mp.core.dram cimport (CELL_SNAPSHOT, NV_RETRY, nv_ctx, nv_index, nv_inode_header)
+from nova_mp.core.dram cimport CELL_SNAPSHOT, NV_RETRY, nv_ctx, nv_index, nv_inode_header
 from nova_mp.core.file cimport nv_attr
 from nova_mp.core.boundary cimport decode, nv_path, path_arg, raise_errno
 from nova_mp.core.boundary import parse_mode
@@ -124,7 +124,7 @@ cdef int fold(nv_ctx* c, _Inode node, uint64_t head, uint64_t tail, uint64_t epo
 
 
 cdef class SnapshotCore:
-    """The primitives of `Core`, read-only, on one snapshot; everything else raises OSError(EROFS)."""
+    """The primitives of `Core`, read-only, on one snapshot; mutators raise OSError(EROFS)."""
 
     cdef Process core
     cdef uint32_t cell
