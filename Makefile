@@ -29,10 +29,11 @@ $(READY): pyproject.toml .ci/requirements.py .ci/prepare
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing Python packages into $(VENV)"
 	@$(PY) .ci/requirements.py | $(PY) -m pip install -q --disable-pip-version-check -r /dev/stdin
-	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@NOVA_MP_CORE=0 $(PY) -m pip install -q --disable-pip-version-check --no-deps \
+	  --no-build-isolation -e .
 	@touch $@
 
-venv: $(READY) ## make the virtual environment in .venv, with the package and its tools
+venv: build ## make the virtual environment in .venv, with the package and its tools
 
 build: $(READY) ## build the native core, optimised, in place
 	@$(PY) setup.py -q build_ext --inplace

@@ -1,10 +1,12 @@
 """Builds the native core: one extension per nova_mp/core/*.pyx, whatever set of them is present.
 
-Everything else about the package is declared in pyproject.toml. The environment changes two things:
+Everything else about the package is declared in pyproject.toml. The environment changes this:
 
 NOVA_MP_DEBUG=1   compiles with -DNV_DEBUG -O1 and with bounds checks in Cython. The two builds
                   share no C files; give it a build directory too (`make debug`: build/debug).
 NOVA_MP_JOBS=N    translates and compiles N modules at a time; 2 unless told otherwise.
+NOVA_MP_CORE=0    leaves the core out: `make venv` installs the package as a link to this tree, and
+                  the core is then built in place, once and not a second time in pip's own folder.
 
 Whatever Cython has to say about a module of the core fails the build. A performance hint there
 means that a call takes the GIL or that an index is a Python object, 40 ns and more on a path whose
@@ -28,6 +30,7 @@ ROOT = Path(__file__).resolve().parent
 CORE = Path("nova_mp") / "core"
 DEBUG = os.environ.get("NOVA_MP_DEBUG", "") not in ("", "0")
 JOBS = int(os.environ.get("NOVA_MP_JOBS", "2"))
+CORE_WANTED = os.environ.get("NOVA_MP_CORE", "1") != "0"
 
 # On disk these stand at the top level; installed they are subpackages of nova_mp. For imports from
 # a source tree that was built in place, links (ignored by git) put them there.
@@ -164,6 +167,6 @@ if __name__ == "__main__":
         packages=list(mapping),
         package_dir=mapping,
         package_data={"nova_mp.core": ["*.pxd", "*.h"], "nova_mp.presets": ["*.toml"]},
-        ext_modules=extensions(),
+        ext_modules=extensions() if CORE_WANTED else [],
         cmdclass={"build_ext": BuildCore},
     )
