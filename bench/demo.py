@@ -149,7 +149,7 @@ class Demo:
             "tree_bytes": self.plan.tree_bytes, "start_seconds": mounted,
             "nova_mp": ours, "tmpfs": peer, "recovery": recovery, "checks": self.checks,
             "passed": all(check["ok"] for check in self.checks),
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(time.monotonic() - began, 3), "phases": self.view.phases,
         }
 
     def _timed(self, label: str, work: Callable[[], Any]) -> float:
@@ -175,6 +175,13 @@ class Demo:
             self.view.note,
         )
 
+    def _prepare(self, pool: Pool, file_system: Any) -> None:
+        """Clients are there and hold the tree in memory; its folders are made."""
+        with self.view.task("start the clients"):
+            pool.collect(60.0)
+            make_folders(file_system, self.folders)
+            pool.call("load")
+
     def _work(
         self, name: str, target: Target, on_tick: Callable[[], None] | None,
         pool: Pool | None = None,
@@ -183,10 +190,8 @@ class Demo:
         with ExitStack() as stack:
             if pool is None:
                 pool = stack.enter_context(self._pool(target))
-                pool.collect(60.0)
                 with target.connect() as file_system:
-                    make_folders(file_system, self.folders)
-                pool.call("load")
+                    self._prepare(pool, file_system)
             with self.view.task(f"{name}: import", len(self.plan.items)):
                 pool.post("import_tree", time.monotonic_ns() + LEAD_NS)
                 imported = figures(pool.collect(300.0))
@@ -216,9 +221,7 @@ class Demo:
         target = Target("attached", arena.name)
         latency = Histogram()
         with arena.attach() as file_system, self._pool(target) as pool:
-            pool.collect(60.0)
-            make_folders(file_system, self.folders)
-            pool.call("load")
+            self._prepare(pool, file_system)
 
             def take() -> None:
                 before = time.monotonic_ns()

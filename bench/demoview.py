@@ -17,7 +17,7 @@ from .units import show_bytes, show_ns, show_rate
 
 
 class View:
-    """Progress bars on stderr; nothing at all when quiet or when stderr is not a terminal."""
+    """Progress bars on stderr, nothing when quiet; `phases` holds the seconds of each task."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._progress = Progress(
@@ -29,6 +29,7 @@ class View:
         self._notes: dict[int, int] = {}
         self._counting = False
         self._seconds = 0.0
+        self.phases: dict[str, float] = {}
 
     def __enter__(self) -> View:
         self._progress.start()
@@ -46,7 +47,9 @@ class View:
         task = self._current = self._progress.add_task(label, total=total, note="")
         self._notes.clear()
         self._counting = total is not None
+        began = time.monotonic()
         yield lambda steps: self._progress.advance(task, steps)
+        self.phases[label] = round(time.monotonic() - began, 3)
         self._current = None
         self._progress.update(task, total=total or 1, completed=total or 1)
 
