@@ -98,6 +98,8 @@ CASES: dict[str, Action] = {
     "rename dir upwards": lambda fs: fs.rename("/dir/sub", "/sub"),
     "rename into itself": lambda fs: fs.rename("/dir", "/dir/self"),
     "rename into own subtree": lambda fs: fs.rename("/dir", "/dir/sub/self"),
+    "rename into itself over file": lambda fs: fs.rename("/dir", "/dir/inner"),
+    "rename file over own parent": lambda fs: fs.rename("/dir/inner", "/dir"),
     "rename over own parent": lambda fs: fs.rename("/dir/sub", "/dir"),
     "rename link": lambda fs: fs.rename("/to-file", "/link"),
     "rename over link": lambda fs: fs.rename("/file", "/dangling"),
@@ -126,6 +128,7 @@ CASES: dict[str, Action] = {
     "link exists": lambda fs: fs.link("/file", "/dir/inner"),
     "link missing": lambda fs: fs.link("/missing", "/hard"),
     "link directory": lambda fs: fs.link("/dir", "/hard"),
+    "link directory exists": lambda fs: fs.link("/dir", "/file"),
     "link no parent": lambda fs: fs.link("/file", "/no/hard"),
     "link symlink": lambda fs: (fs.link("/to-file", "/hard"), fs.readlink("/hard")),
     "link then unlink first": lambda fs: (
