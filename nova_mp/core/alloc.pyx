@@ -76,8 +76,7 @@ cdef uint64_t bits_count_free(uint64_t* bitmap, uint64_t first, uint64_t end) no
 # ---- regions ------------------------------------------------------------------------------------
 
 cdef uint64_t region_search(nv_region* r, uint64_t* bitmap, uint64_t first, uint64_t end,
-                            uint64_t want,
-                            uint64_t* best_start, uint64_t best) noexcept nogil:
+                            uint64_t want, uint64_t* best_start, uint64_t best) noexcept nogil:
     cdef uint64_t pos = first
     cdef uint64_t run
     cdef int runs = 0

@@ -186,6 +186,16 @@ static inline void nv_copy_nt(uint8_t *dst, const uint8_t *src, uint64_t n)
 #endif
 }
 
+/* Ticks of a clock that costs a few nanoseconds to read; only compared with one another. */
+static inline uint64_t nv_ticks(void)
+{
+#ifdef NV_X86
+    return __rdtsc();
+#else
+    return nv_monotonic_ns();
+#endif
+}
+
 /* ---- CRC32C (Castagnoli) ---- */
 
 static inline uint32_t nv_crc32c_soft(uint32_t crc, const uint8_t *p, uint64_t n)

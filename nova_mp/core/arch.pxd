@@ -27,6 +27,7 @@ cdef extern from "arch.h" nogil:
     void nv_prefetch(const void* p) noexcept
     uint64_t nv_file_time_ns() noexcept
     uint64_t nv_monotonic_ns() noexcept
+    uint64_t nv_ticks() noexcept
     void nv_spin_ns(uint64_t ns) noexcept
     int nv_best_flush() noexcept
     void nv_flush_lines(const uint8_t* p, uint64_t n, int how) noexcept

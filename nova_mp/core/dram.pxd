@@ -349,6 +349,9 @@ cdef struct nv_ctx:                  # PRIVATE. One thread's way into an arena
     int privileged                   # may use the reserve: the operation gives space back
     uint64_t epoch_id                # of the operation under way
     uint64_t gc_ino                  # an inode whose log wants collecting, 0 if none
+    uint32_t copy_count              # data copies so far: which of them are timed (pmem.pyx)
+    uint32_t copy_streams            # 1 while streaming stores are the cheaper ones
+    uint64_t copy_cost[2]            # ticks a KiB, ordinary and streaming; moving averages
     uint64_t media_bytes             # written since the last fence (timing emulation)
     uint64_t media_lines
     uint64_t ranks[MAX_LOCKS]        # debug builds: lock order of what is held

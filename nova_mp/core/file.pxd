@@ -36,8 +36,7 @@ cdef struct nv_attr:                 # PRIVATE. Attributes of an inode at one mo
     uint32_t generation
 
 cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint8_t* src,
-                        uint64_t n,
-                        uint64_t offset, bint append, uint64_t* at) noexcept nogil
+                        uint64_t n, uint64_t offset, bint append, uint64_t* at) noexcept nogil
 cdef int64_t file_read(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* dst, uint64_t n,
                        uint64_t offset) noexcept nogil
 cdef int file_truncate(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t size) noexcept nogil

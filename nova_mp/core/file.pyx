@@ -10,8 +10,8 @@ from nova_mp.core.dram cimport (CNT_OPS, CNT_READ_BYTES, CNT_READ_LOCKED, CNT_RE
                                 nv_slot)
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve,
                                  word_block)
-from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, gc_wanted, header_of, inode_at, inode_lock,
-                                 inode_off, run_count, tx_apply, tx_undo, PI_LOG_TAIL)
+from nova_mp.core.inode cimport S_IFDIR, S_IFMT, gc_wanted, inode_lock, run_count, tx_apply, tx_undo
+from nova_mp.core.itable cimport header_of, inode_at, inode_off, PI_LOG_TAIL
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, ENTRY_SETATTR,
                                   ENTRY_WRITE, nv_setattr_entry, nv_write_entry)
 from nova_mp.core.log cimport log_append, log_commit, log_room, tx_open
@@ -209,8 +209,7 @@ cdef int append_data(nv_ctx* c, nv_inode_header* h, const uint8_t* src, uint64_t
 
 
 cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uint8_t* src,
-                          uint64_t n,
-                          uint64_t offset) noexcept nogil:
+                          uint64_t n, uint64_t offset) noexcept nogil:
     cdef uint64_t page = offset >> BLOCK_SHIFT
     cdef uint64_t end = (offset + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT
     cdef uint64_t size = h.size if h.size > offset + n else offset + n
@@ -229,8 +228,7 @@ cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uin
 
 
 cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint8_t* src,
-                        uint64_t n,
-                        uint64_t offset, bint append, uint64_t* at) noexcept nogil:
+                        uint64_t n, uint64_t offset, bint append, uint64_t* at) noexcept nogil:
     # All `n` bytes or none. `at` receives the offset that was used.
     cdef nv_inode_header* h = NULL
     cdef int64_t rc = inode_lock(c, ino, generation, &h)

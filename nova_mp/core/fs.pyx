@@ -30,9 +30,9 @@ from nova_mp.core.file cimport (ATTR_ATIME, ATTR_GID, ATTR_MODE, ATTR_MTIME, ATT
 from nova_mp.core.handle cimport make_file, make_stat
 from nova_mp.core.inode cimport S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from nova_mp.core.layout cimport BLOCK_BYTES, SYMLINK_MAX_BYTES
-from nova_mp.core.namei cimport (WALK_FOLLOW, WALK_PARENT, handle_open, lookup_child, name_create,
-                                 name_link, name_list, name_rmdir, name_unlink, nv_listing, nv_node,
-                                 nv_walk, walk)
+from nova_mp.core.namei cimport handle_open, name_create, name_link, name_rmdir, name_unlink
+from nova_mp.core.walk cimport (WALK_FOLLOW, WALK_PARENT, lookup_child, name_list, nv_listing,
+                                nv_node, nv_walk, walk)
 from nova_mp.core.rename cimport name_rename
 from nova_mp.core.xattr cimport xattr_get, xattr_list, xattr_set
 

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx
 from nova_mp.core.file cimport nv_attr
 from nova_mp.core.process cimport Process
-from nova_mp.core.namei cimport nv_node
+from nova_mp.core.walk cimport nv_node
 
 cdef class Stat:
     cdef readonly uint64_t st_ino, st_size, st_blocks

@@ -2,213 +2,32 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
-from nova_mp.core.alloc cimport (blocks_alloc_run, blocks_free, blocks_free_announced, dpend_done,
-                                 dram_alloc, pend_done)
-from nova_mp.core.arch cimport (nv_check, nv_crc32c, nv_ctz64, nv_fence_release, nv_file_time_ns,
-                                nv_popcount64, nv_store64)
+from nova_mp.core.alloc cimport blocks_free, blocks_free_announced, pend_done
+from nova_mp.core.arch cimport nv_crc32c, nv_fence_release, nv_file_time_ns, nv_store64
 from nova_mp.core.dir cimport dentry_at, dir_add, dir_lookup, dir_remove, dir_reserve
-from nova_mp.core.dram cimport (INODE_HAS_XATTR, INODE_IN_LIST, cpu_at, dram_off, nv_cpu, nv_slot,
-                                nv_table, nv_tx)
+from nova_mp.core.dram cimport INODE_HAS_XATTR, INODE_IN_LIST, nv_slot, nv_tx
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_next, index_prune, index_reserve,
                                  make_ref, ref_off, word_block)
-from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, CHUNK_BLOCKS, ENTRY_DENTRY,
-                                  ENTRY_FLAG_REMOVED, ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE,
-                                  ENTRY_SETATTR, ENTRY_WRITE, ENTRY_XATTR, FIRST_FREE_INO,
-                                  INODE_FREE, INODE_VALID, LINE_BYTES, LOG_TAIL_OFF, MAGIC_CHUNK,
-                                  MAGIC_LOG_PAGE, MAX_CHUNKS, nv_chunk_header, nv_dentry,
-                                  nv_entry_header, nv_link_change_entry, nv_log_page_tail,
-                                  nv_setattr_entry, nv_write_entry, nv_xattr_entry)
+from nova_mp.core.itable cimport (PI_LOG_HEAD, PI_LOG_TAIL, header_of, inode_destroy, inode_off,
+                                  slot_alloc, slot_free)
+from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
+                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_SETATTR, ENTRY_WRITE,
+                                  ENTRY_XATTR, LINE_BYTES, LOG_TAIL_OFF, MAGIC_LOG_PAGE, nv_dentry,
+                                  nv_entry_header, nv_inode, nv_link_change_entry, nv_setattr_entry,
+                                  nv_write_entry, nv_xattr_entry)
 from nova_mp.core.log cimport (entry_valid, log_entry_dead, log_first_page, log_position,
                                log_write_entry, page_tail, slot_of)
-from nova_mp.core.pmem cimport (block_off, fail_point, pm_copy, pm_flush, pm_persist, pm_store16,
-                                pm_store32, pm_store64, pm_word, pm_zero)
-from nova_mp.core.snapshot cimport record_inode, release_announced, release_blocks, spare_reserve
-from nova_mp.core.sync cimport RANK_INODES, lock_drop, lock_take, seq_begin, seq_end
+from nova_mp.core.pmem cimport (fail_point, pm_copy, pm_flush, pm_persist, pm_store16, pm_store32,
+                                pm_store64, pm_word)
+from nova_mp.core.snapshot cimport record_inode, release_announced, spare_reserve
+from nova_mp.core.sync cimport lock_drop, lock_take, seq_begin, seq_end
 
 cdef extern from "<errno.h>":
     enum: EUCLEAN
     enum: ESTALE
 
 
-# ---- inode tables -------------------------------------------------------------------------------
-
-cdef int chunk_attach(nv_ctx* c, uint32_t table, uint32_t chunk, uint64_t pmem_off) noexcept nogil:
-    # Headers for a chunk that is in PMEM.
-    cdef nv_table* t = table_at(c, table)
-    cdef nv_chunk* d
-    cdef uint64_t off
-    cdef int rc = index_reserve(c, NULL, &t.chunks, chunk, chunk)
-    if rc:
-        return rc
-    off = dram_alloc(c, CHUNK_SLOTS * INODE_BYTES, dram_off(c, index_cell(c, &t.chunks, chunk)))
-    if off == 0:
-        return -ENOSPC
-    d = <nv_chunk*>(c.dram + off)
-    d.pmem_off = pmem_off
-    d.table = table
-    d.chunk = chunk
-    d.bitmap[0] = 1                  # slot 0 is the header
-    if table == 0 and chunk == 0:
-        d.bitmap[0] = (<uint64_t>1 << FIRST_FREE_INO) - 1
-    nv_store64(index_cell(c, &t.chunks, chunk), off)
-    dpend_done(c)
-    t.num_chunks = chunk + 1
-    t.last_link_off = pmem_off + 16
-    return 0
-
-
-cdef void chunk_format(nv_ctx* c, uint64_t pmem_off, uint32_t table, uint32_t chunk) noexcept nogil:
-    # An empty chunk, persistent, not linked yet.
-    cdef nv_chunk_header header
-    memset(&header, 0, sizeof(header))
-    header.magic = MAGIC_CHUNK
-    header.table = table
-    header.chunk = chunk
-    header.csum = ~nv_crc32c(nv_crc32c(0xFFFFFFFF, &header.magic, 4), &header.table, 8)
-    pm_zero(c, pmem_off, CHUNK_BLOCKS * BLOCK_BYTES)
-    pm_copy(c, pmem_off, &header, sizeof(header))
-    pm_persist(c, pmem_off, sizeof(header))
-
-
-cdef int chunk_add(nv_ctx* c, uint32_t table) noexcept nogil:
-    # Under the CPU's inode_lock: one more chunk for a table.
-    cdef nv_table* t = table_at(c, table)
-    cdef uint32_t chunk = t.num_chunks
-    cdef uint64_t link_off = t.last_link_off
-    cdef uint64_t block
-    cdef int rc
-    if chunk >= MAX_CHUNKS:
-        return -ENOSPC
-    block = blocks_alloc_run(c, CHUNK_BLOCKS, link_off)
-    if block == 0:
-        return -ENOSPC
-    chunk_format(c, block_off(block), table, chunk)
-    rc = chunk_attach(c, table, chunk, block_off(block))
-    if rc:
-        pend_done(c)
-        blocks_free(c, block, CHUNK_BLOCKS)
-        return rc
-    pm_store64(c, link_off, block_off(block))
-    pm_persist(c, link_off, 8)
-    pend_done(c)
-    return 0
-
-
-cdef int find_slot(nv_ctx* c, uint32_t table, uint64_t* ino) noexcept nogil:
-    cdef nv_table* t = table_at(c, table)
-    cdef nv_chunk* d
-    cdef uint32_t k
-    cdef int i
-    while True:
-        for k in range(t.free_hint, t.num_chunks):
-            d = <nv_chunk*>(c.dram + chunk_off_of(c, <uint64_t>k << INO_CHUNK_SHIFT
-                                                  | <uint64_t>table << INO_SLOT_BITS))
-            for i in range(8):
-                if ~d.bitmap[i]:
-                    t.free_hint = k
-                    ino[0] = (<uint64_t>k << INO_CHUNK_SHIFT | <uint64_t>table << INO_SLOT_BITS
-                              | <uint64_t>(i * 64 + nv_ctz64(~d.bitmap[i])))
-                    return 0
-        t.free_hint = t.num_chunks
-        if chunk_add(c, table):
-            return -ENOSPC
-
-
-cdef uint64_t inodes_used(nv_ctx* c) noexcept nogil:
-    cdef uint64_t n = 0
-    cdef uint32_t i
-    for i in range(c.hdr.cpus):
-        n += cpu_at(c, i).inodes_used
-    return n
-
-
-cdef int slot_alloc(nv_ctx* c, uint64_t* ino) noexcept nogil:
-    # The CPU's own table; when that finds no room for a chunk, the other tables of the CPU.
-    cdef nv_cpu* cpu = cpu_at(c, c.cpu)
-    cdef nv_chunk* d
-    cdef uint32_t table = c.cpu
-    cdef uint64_t bit
-    cdef int rc
-    cdef int nowait = c.nowait
-    if c.hdr.inode_limit and inodes_used(c) >= c.hdr.inode_limit:
-        return -ENOSPC
-    c.nowait = 0
-    lock_take(c, &cpu.inode_lock, RANK_INODES)
-    c.nowait = nowait
-    rc = find_slot(c, table, ino)
-    while rc and table + c.hdr.cpus < MAX_CPUS:
-        table += c.hdr.cpus
-        if table_at(c, table).num_chunks:
-            rc = find_slot(c, table, ino)
-    if rc == 0:
-        d = <nv_chunk*>(c.dram + chunk_off_of(c, ino[0]))
-        bit = ino[0] & (CHUNK_SLOTS - 1)
-        c.slot.new_ino = ino[0]
-        nv_fence_release()
-        d.bitmap[bit >> 6] |= <uint64_t>1 << (bit & 63)
-        cpu.inodes_used += 1
-    lock_drop(c, &cpu.inode_lock)
-    return rc
-
-
-cdef void slot_free(nv_ctx* c, uint64_t ino) noexcept nogil:
-    # The last step of destroying (INO-4): the intent ends under the lock that guards the bit.
-    cdef uint32_t table = <uint32_t>((ino >> INO_SLOT_BITS) & (MAX_CPUS - 1))
-    cdef nv_cpu* cpu = cpu_at(c, table % c.hdr.cpus)
-    cdef nv_chunk* d = <nv_chunk*>(c.dram + chunk_off_of(c, ino))
-    cdef uint64_t bit = ino & (CHUNK_SLOTS - 1)
-    cdef uint32_t i
-    cdef int nowait = c.nowait
-    if c.a.rebuild:
-        c.slot.evict_ino = 0
-        return
-    c.nowait = 0
-    lock_take(c, &cpu.inode_lock, RANK_INODES)
-    c.nowait = nowait
-    nv_check((d.bitmap[bit >> 6] >> (bit & 63)) & 1, "freeing a free inode", <long>ino)
-    d.bitmap[bit >> 6] &= ~(<uint64_t>1 << (bit & 63))
-    cpu.inodes_used -= 1
-    if d.chunk < table_at(c, table).free_hint:
-        table_at(c, table).free_hint = d.chunk
-    # The slot may be somebody else's as soon as the lock is gone: nothing of ours may refer to it.
-    for i in range(c.slot.ntx):
-        if c.slot.tx[i].ino == ino:
-            c.slot.tx[i].ino = 0
-    c.slot.evict_ino = 0
-    c.slot.new_ino = 0
-    lock_drop(c, &cpu.inode_lock)
-
-
-cdef void inodes_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
-    # The context acts as the dead owner of the CPU's inode_lock: finish setting or clearing the bit
-    # that was under way, count again.
-    cdef nv_slot* s = c.slot
-    cdef nv_chunk* d
-    cdef uint64_t used = 0
-    cdef uint32_t table = cpu_nr
-    cdef uint64_t chunk, bit
-    cdef int i
-    if s.new_ino and s.evict_ino == 0:
-        d = <nv_chunk*>(c.dram + chunk_off_of(c, s.new_ino))
-        bit = s.new_ino & (CHUNK_SLOTS - 1)
-        d.bitmap[bit >> 6] |= <uint64_t>1 << (bit & 63)
-    while table < MAX_CPUS:
-        for chunk in range(table_at(c, table).num_chunks):
-            d = <nv_chunk*>(c.dram + chunk_off_of(c, chunk << INO_CHUNK_SHIFT
-                                                  | <uint64_t>table << INO_SLOT_BITS))
-            if s.pend_len == CHUNK_BLOCKS and d.pmem_off == block_off(s.pend_block):
-                # In DRAM already, so it is finished rather than undone.
-                pm_store64(c, s.pend_link_off, d.pmem_off)
-                pm_persist(c, s.pend_link_off, 8)
-            for i in range(8):
-                used += nv_popcount64(d.bitmap[i])
-            used -= 1
-        if table_at(c, table).num_chunks and table == 0:
-            used -= FIRST_FREE_INO - 1
-        table_at(c, table).free_hint = 0
-        table += c.hdr.cpus
-    cpu_at(c, cpu_nr).inodes_used = used
-
+# ---- making inodes ------------------------------------------------------------------------------
 
 cdef int inode_new(nv_ctx* c, uint32_t mode, uint32_t uid, uint32_t gid,
                    uint64_t* ino) noexcept nogil:
@@ -296,45 +115,6 @@ cdef void inode_abandon(nv_ctx* c, uint64_t ino) noexcept nogil:
 
 
 # ---- taking inodes apart ------------------------------------------------------------------------
-
-cdef void unlink_block(nv_ctx* c, uint64_t link_off, uint64_t page_off,
-                       uint64_t next_off) noexcept nogil:
-    # Takes a log page out of its chain (the word at link_off refers to it) and frees it.
-    cdef nv_slot* s = c.slot
-    s.rel_extent = (page_off >> BLOCK_SHIFT) << 32 | 1
-    s.rel_link_off = link_off
-    s.rel_undo = 0
-    s.rel_ino = 0
-    s.rel_pages = 0
-    s.rel_create_epoch = 0
-    s.rel_delete_epoch = 0
-    nv_fence_release()
-    s.rel_state = 1
-    pm_store64(c, link_off, next_off)
-    pm_persist(c, link_off, 8)
-    fail_point(c, "log.page_unlinked")
-    blocks_free_announced(c)
-    s.rel_state = 0
-
-
-cdef void inode_destroy(nv_ctx* c, uint64_t ino) noexcept nogil:
-    # INO-4. Idempotent up to the last step; the caller has announced evict_ino or new_ino.
-    cdef nv_inode_header* h = header_of(c, ino)
-    cdef uint64_t off = inode_off(c, ino)
-    cdef uint64_t page
-    pm_store64(c, off + PI_STATE, INODE_FREE)
-    pm_persist(c, off, 8)
-    fail_point(c, "inode.state_freed")
-    seq_begin(h)
-    h.mode = 0
-    h.flags = 0
-    seq_end(h)
-    page = 0 if c.a.rebuild else pm_word(c, off + PI_LOG_HEAD)
-    while page:
-        unlink_block(c, off + PI_LOG_HEAD, page, page_tail(c, page).next_page_off)
-        page = pm_word(c, off + PI_LOG_HEAD)
-    slot_free(c, ino)
-
 
 cdef uint64_t run_count(nv_ctx* c, nv_inode_header* h, uint64_t first, uint64_t end) noexcept nogil:
     # Runs of contiguous blocks of one entry in the file pages first..end-1: list entries at most.

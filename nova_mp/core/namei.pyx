@@ -1,196 +1,35 @@
-"""Path walking; creating, linking, unlinking, listing; open handles."""
+"""Creating, linking, unlinking; open handles."""
 
-from libc.errno cimport (EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, EMLINK, ENAMETOOLONG, ENOENT, ENOMEM,
-                         ENOSPC, ENOTDIR, ENOTEMPTY, EPERM)
-from libc.stdlib cimport realloc
-from libc.string cimport memcpy, memmove, memset
-from nova_mp.core.arch cimport nv_fence_acquire, nv_fence_release, nv_file_time_ns, nv_pause
-from nova_mp.core.dir cimport (DT_DIR, DT_LNK, DT_REG, DIR_TOMB, dentry_at, dentry_ino, dentry_type,
-                               dir_lookup, dir_reserve)
-from nova_mp.core.dram cimport (CELL_SNAPSHOT, INODE_DEAD, INODE_IN_LIST, OPEN_CELLS, OP_CLOSE,
-                                OP_CREATE, OP_LINK, OP_UNLINK, SLOT_ACTIVE, SLOT_FREE, nv_slot,
-                                nv_tx, slot_at)
-from nova_mp.core.file cimport append_data, file_read
-from nova_mp.core.index cimport index_get, ref_off
-from nova_mp.core.inode cimport (PI_DELETE_EPOCH, PI_LOG_TAIL, PI_STATE, S_IFDIR, S_IFLNK, S_IFMT,
-                                 S_IFREG, evict, evict_reserve, header_of, inode_abandon, inode_at,
-                                 inode_lock, inode_new, inode_off, tx_apply, tx_undo)
+from libc.errno cimport (EBUSY, EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY,
+                         EPERM)
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy, memset
+from nova_mp.core.arch cimport nv_file_time_ns
+from nova_mp.core.dir cimport DT_DIR, DT_LNK, DT_REG, dentry_at, dir_lookup, dir_reserve
+from nova_mp.core.dram cimport (INODE_DEAD, INODE_IN_LIST, OPEN_CELLS, OP_CLOSE, OP_CREATE, OP_LINK,
+                                OP_UNLINK, SLOT_FREE, nv_tx, slot_at)
+from nova_mp.core.file cimport append_data
 from nova_mp.core.index cimport index_reserve
+from nova_mp.core.inode cimport (S_IFDIR, S_IFLNK, S_IFMT, evict, evict_reserve, inode_abandon,
+                                 inode_lock, inode_new, tx_apply, tx_undo)
+from nova_mp.core.itable cimport (PI_DELETE_EPOCH, PI_LOG_TAIL, PI_STATE, header_of, inode_at,
+                                  inode_off)
 from nova_mp.core.journal cimport journal_commit, nv_words, words_add
 from nova_mp.core.layout cimport (ENTRY_DENTRY, ENTRY_FLAG_REMOVED, ENTRY_LINK_CHANGE, INODE_VALID,
-                                  LINK_MAX, NAME_MAX_BYTES, ROOT_INO, SYMLINK_MAX_BYTES, nv_dentry,
-                                  nv_link_change_entry)
+                                  LINK_MAX, nv_dentry, nv_link_change_entry)
 from nova_mp.core.log cimport log_append, log_room, tx_open
-from nova_mp.core.pmem cimport fail_point, pm_store64, pm_flush
-from nova_mp.core.sync cimport (lock_drop, lock_drop_all, op_begin, op_end, seq_begin, seq_end,
-                                seq_read, seq_same)
+from nova_mp.core.pmem cimport fail_point, pm_flush, pm_store64
+from nova_mp.core.sync cimport lock_drop, lock_drop_all, op_begin, op_end, seq_begin, seq_end
+from nova_mp.core.walk cimport child_of, lookup_child
 
 cdef extern from "<errno.h>":
     enum: ESTALE
-
-cdef enum:
-    OPTIMISTIC_TRIES = 16
-
-
-# ---- walking ------------------------------------------------------------------------------------
-
-cdef int child_of(nv_ctx* c, nv_inode_header* h, const char* name, uint32_t name_len,
-                  nv_node* child) noexcept nogil:
-    # What a directory says now; 0 or -ENOENT. The caller holds its lock or checks its seq.
-    cdef uint64_t off = dir_lookup(c, h, name, name_len)
-    cdef nv_inode_header* target
-    if off == 0:
-        return -ENOENT
-    child.ino = dentry_ino(dentry_at(c, off))
-    child.type = dentry_type(dentry_at(c, off))
-    target = header_of(c, child.ino)
-    child.generation = target.generation if target != NULL else 0
-    return 0
-
-
-cdef int lookup_child(nv_ctx* c, nv_node directory, const char* name, uint32_t name_len,
-                      nv_node* child) noexcept nogil:
-    cdef nv_inode_header* h = header_of(c, directory.ino)
-    cdef uint32_t seq
-    cdef int rc, tries
-    if h == NULL:
-        return -ENOENT
-    for tries in range(OPTIMISTIC_TRIES):
-        seq = seq_read(h)
-        if seq & 1:
-            nv_pause()
-            continue
-        if h.mode == 0 or h.generation != directory.generation:
-            rc = -ENOENT
-        elif h.mode & S_IFMT != S_IFDIR:
-            rc = -ENOTDIR
-        else:
-            rc = child_of(c, h, name, name_len, child)
-        if seq_same(h, seq):
-            return rc
-    rc = inode_lock(c, directory.ino, directory.generation, &h)
-    if rc == -ESTALE:
-        return -ENOENT
-    if rc:
-        return rc
-    rc = child_of(c, h, name, name_len, child)
-    lock_drop(c, &h.lock)
-    return rc
-
-
-cdef int expand(nv_ctx* c, nv_walk* w, nv_node link, const char** rest, uint64_t* rest_len,
-                int* turn) noexcept nogil:
-    # Puts a symbolic link's target before the rest of the path, in the other of two buffers.
-    cdef char* text = w.text[turn[0]]
-    cdef int64_t got = file_read(c, link.ino, link.generation, <uint8_t*>text, SYMLINK_MAX_BYTES, 0)
-    if got == -ESTALE:
-        return -ENOENT
-    if got < 0:
-        return <int>got
-    if got == 0:
-        return -ENOENT
-    if <uint64_t>got + rest_len[0] > PATH_MAX_BYTES + SYMLINK_MAX_BYTES:
-        return -ENAMETOOLONG
-    # The rest is empty or begins with its slash.
-    memmove(text + got, rest[0], rest_len[0])
-    rest[0] = text
-    rest_len[0] += <uint64_t>got
-    turn[0] ^= 1
-    if text[0] == 47:
-        w.depth = 1
-    return 0
-
-
-cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk* w) noexcept nogil:
-    # Follows an absolute path. Fills w.node, or w.node and w.name with WALK_PARENT.
-    cdef const char* p = path
-    cdef uint64_t left = path_len, n
-    cdef uint64_t after
-    cdef int links = 0, turn = 0, rc
-    cdef nv_node child
-    cdef bint last
-    if path_len == 0 or path_len >= PATH_MAX_BYTES:
-        return -ENOENT if path_len == 0 else -ENAMETOOLONG
-    w.stack[0].ino = ROOT_INO
-    w.stack[0].generation = header_of(c, ROOT_INO).generation
-    w.stack[0].type = DT_DIR
-    w.depth = 1
-    w.name_len = 0
-    w.dots = 0
-    w.trailing = False
-    while True:
-        while left and p[0] == 47:
-            p += 1
-            left -= 1
-        if left == 0:
-            break
-        n = 0
-        while n < left and p[n] != 47:
-            n += 1
-        after = n
-        while after < left and p[after] == 47:
-            after += 1
-        last = after == left
-        if n == 1 and p[0] == 46:
-            w.dots = 1
-            p += after
-            left -= after
-            continue
-        if n == 2 and p[0] == 46 and p[1] == 46:
-            if w.depth > 1:
-                w.depth -= 1
-            w.dots = 2
-            p += after
-            left -= after
-            continue
-        if n > NAME_MAX_BYTES:
-            return -ENAMETOOLONG
-        w.dots = 0
-        rc = 0
-        if not last or not flags & WALK_PARENT or flags & WALK_FOLLOW:
-            rc = lookup_child(c, w.stack[w.depth - 1], p, <uint32_t>n, &child)
-        if last and flags & WALK_PARENT:
-            if not flags & WALK_FOLLOW or rc or child.type != DT_LNK:
-                w.node = w.stack[w.depth - 1]
-                w.name = p
-                w.name_len = <uint32_t>n
-                w.trailing = after > n
-                return 0
-        elif rc:
-            return rc
-        if child.type == DT_LNK and (not last or flags & WALK_FOLLOW or after > n):
-            links += 1
-            if links > MAX_SYMLINKS:
-                return -ELOOP
-            p += n
-            left -= n
-            rc = expand(c, w, child, &p, &left, &turn)
-            if rc:
-                return rc
-            continue
-        if last:
-            if after > n and child.type != DT_DIR:
-                return -ENOTDIR
-            w.node = child
-            w.trailing = after > n
-            return 0
-        if child.type != DT_DIR:
-            return -ENOTDIR
-        if w.depth == MAX_DEPTH:
-            return -ENAMETOOLONG
-        w.stack[w.depth] = child
-        w.depth += 1
-        p += after
-        left -= after
-    w.node = w.stack[w.depth - 1]
-    return 0
 
 
 # ---- appending ----------------------------------------------------------------------------------
 
 cdef int append_dentry(nv_ctx* c, nv_inode_header* h, uint32_t tx, const char* name,
-                       uint32_t name_len,
-                       uint64_t ino, uint32_t type, uint64_t removed_epoch_id,
+                       uint32_t name_len, uint64_t ino, uint32_t type, uint64_t removed_epoch_id,
                        uint64_t now) noexcept nogil:
     # A dentry for log `tx` of the operation; one that removes if `removed_epoch_id` (of what it
     # removes) is not 0.
@@ -359,10 +198,10 @@ cdef int name_link(nv_ctx* c, nv_node node, nv_walk* w) noexcept nogil:
     cdef nv_inode_header* target = NULL
     cdef nv_node there
     cdef int rc
-    if node.type == DT_DIR:
-        return -EPERM
     if w.name_len == 0:
         return -EEXIST
+    if node.type == DT_DIR:
+        return -EEXIST if lookup_child(c, w.node, w.name, w.name_len, &there) == 0 else -EPERM
     rc = lock_parent(c, w, &h)
     if rc:
         return rc
@@ -500,67 +339,6 @@ cdef int name_rmdir(nv_ctx* c, nv_walk* w) noexcept nogil:
         return -ENOTEMPTY if w.dots == 2 else -EINVAL if w.dots else -EBUSY
     while rc == -ESTALE:
         rc = rmdir_once(c, w)
-    return rc
-
-
-# ---- listing ------------------------------------------------------------------------------------
-
-cdef int list_once(nv_ctx* c, nv_inode_header* h, nv_listing* out) noexcept nogil:
-    # Stale references are bounds-checked; the caller checks the seq, or holds the lock.
-    cdef uint64_t cells = <uint64_t>1 << (h.dir_log2 & 31) if h.dir_log2 else 0
-    cdef uint64_t pos, word, off, need
-    cdef uint64_t ino
-    cdef nv_dentry* d
-    cdef uint8_t* grown
-    cdef uint8_t* p
-    out.used = 0
-    out.entries = 0
-    for pos in range(cells):
-        word = index_get(c.dram, c.a.dram_bytes, &h.index, pos)
-        off = ref_off(word)
-        if word <= DIR_TOMB or off > c.a.pm_bytes - 4096:
-            continue
-        d = dentry_at(c, off)
-        need = out.used + 10 + d.name_len
-        if need > out.capacity:
-            grown = <uint8_t*>realloc(out.data, need * 2)
-            if grown == NULL:
-                return -ENOMEM
-            out.data = grown
-            out.capacity = need * 2
-        p = out.data + out.used
-        ino = dentry_ino(d)
-        memcpy(p, &ino, 8)
-        p[8] = <uint8_t>dentry_type(d)
-        p[9] = <uint8_t>(need - out.used - 10)
-        memcpy(p + 10, d.name, p[9])
-        out.used += 10 + <uint64_t>p[9]
-        out.entries += 1
-    return 0
-
-
-cdef int name_list(nv_ctx* c, nv_node directory, nv_listing* out) noexcept nogil:
-    # One moment's names. `out.data` is the caller's to free.
-    cdef nv_inode_header* h = header_of(c, directory.ino)
-    cdef uint32_t seq
-    cdef int rc, tries
-    for tries in range(4):
-        seq = seq_read(h)
-        if seq & 1:
-            nv_pause()
-            continue
-        if h.mode == 0 or h.generation != directory.generation:
-            break
-        rc = -ENOTDIR if h.mode & S_IFMT != S_IFDIR else list_once(c, h, out)
-        if seq_same(h, seq):
-            return rc
-    rc = inode_lock(c, directory.ino, directory.generation, &h)
-    if rc == -ESTALE:
-        return -ENOENT
-    if rc:
-        return rc
-    rc = list_once(c, h, out)
-    lock_drop(c, &h.lock)
     return rc
 
 

@@ -23,7 +23,8 @@ from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSI
                                 STATE_READY, dram_off, nv_dram_header, nv_slot, nv_snapshot,
                                 slot_at)
 from nova_mp.core.layout cimport BLOCK_BYTES
-from nova_mp.core.namei cimport handle_close, handle_open, nv_node
+from nova_mp.core.namei cimport handle_close, handle_open
+from nova_mp.core.walk cimport nv_node
 from nova_mp.core.reclaim cimport gc_inode
 from nova_mp.core.repair cimport reap_slot, repair_slot
 from nova_mp.core.snapshot cimport snap_find
@@ -98,10 +99,13 @@ cdef class Process:
     def __init__(self, pmem, dram, dram_fd, *, role="client", cpu=None, title=""):
         pass
 
-    def __dealloc__(self):
+    def __del__(self):
+        # Before the collector clears a cycle: afterwards the segments may be unmapped already.
         if not self.closed:
             self._leave()
         self._unmap()
+
+    def __dealloc__(self):
         free(self.arena.failpoint)
 
     def _unmap(self):

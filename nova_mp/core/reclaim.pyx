@@ -10,8 +10,9 @@ from nova_mp.core.dram cimport (CNT_CLEANED, CNT_GC_FAST, CNT_GC_THOROUGH, DRAM_
                                 INODE_IN_LIST, NV_FROZEN, OP_CLEAN, OP_GC, count, cpu_at, nv_chunk,
                                 nv_cpu, nv_slot, table_at)
 from nova_mp.core.index cimport REF_BITS, index_cell, make_ref, ref_off, word_block, REF_MASK
-from nova_mp.core.inode cimport (GC_FIRST_PAGES, PI_LOG_HEAD, chunk_off_of, inode_at, inode_destroy,
-                                 inode_lock, inode_off, unlink_block)
+from nova_mp.core.inode cimport GC_FIRST_PAGES, inode_lock
+from nova_mp.core.itable cimport (PI_LOG_HEAD, chunk_off_of, inode_at, inode_destroy, inode_off,
+                                  unlink_block)
 from nova_mp.core.layout cimport (BLOCK_SHIFT, CHUNK_SLOTS, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
                                   ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_NEXT_PAGE,
                                   ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_WRITE, ENTRY_XATTR,

@@ -10,9 +10,9 @@ from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES,
                                 nv_dram_header, nv_inode_header, nv_page_desc, nv_snapshot,
                                 nv_table, table_at)
 from nova_mp.core.index cimport index_cell, index_next, word_block
-from nova_mp.core.inode cimport (PI_LOG_HEAD, S_IFDIR, S_IFMT, chunk_attach, chunk_format,
-                                 chunk_off_of, evict, evict_reserve, header_of, inode_at, inode_off,
-                                 rebuild)
+from nova_mp.core.inode cimport S_IFDIR, S_IFMT, evict, evict_reserve, rebuild
+from nova_mp.core.itable cimport (PI_LOG_HEAD, chunk_attach, chunk_format, chunk_off_of, header_of,
+                                  inode_at, inode_off)
 from nova_mp.core.journal cimport journal_recover
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, CHUNK_BLOCKS, CHUNK_SLOTS, DATA_NR,
                                   ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, FIRST_FREE_INO,

@@ -5,12 +5,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.arch cimport nv_file_time_ns
 from nova_mp.core.dir cimport DT_DIR, dentry_at, dentry_ino, dir_lookup, dir_reserve
 from nova_mp.core.dram cimport INODE_DEAD, OP_RENAME, nv_inode_header, nv_tx
-from nova_mp.core.inode cimport (PI_DELETE_EPOCH, PI_LOG_TAIL, apply_entries, evict_reserve,
-                                 gc_wanted, inode_lock, inode_off, tx_apply)
+from nova_mp.core.inode cimport apply_entries, evict_reserve, gc_wanted, inode_lock, tx_apply
+from nova_mp.core.itable cimport PI_DELETE_EPOCH, PI_LOG_TAIL, inode_off
 from nova_mp.core.journal cimport journal_commit, nv_words, words_add
 from nova_mp.core.log cimport tx_open
-from nova_mp.core.namei cimport (WALK_PARENT, append_dentry, append_link_change, lookup_child,
-                                 nv_node, unlinked, walk)
+from nova_mp.core.namei cimport append_dentry, append_link_change, unlinked
+from nova_mp.core.walk cimport WALK_PARENT, lookup_child, nv_node, walk
 from nova_mp.core.pmem cimport fail_point
 from nova_mp.core.sync cimport (RANK_RENAME, lock_drop_all, lock_take, op_begin, op_end, seq_begin,
                                 seq_end)
@@ -49,19 +49,18 @@ cdef int look_up(nv_ctx* c, nv_rename* r, bint noreplace) noexcept nogil:
         return rc
     elif noreplace:
         return -EEXIST
+    if r.moved.type == DT_DIR and is_ancestor(r.dst, r.moved.ino):
+        return -EINVAL
+    if r.victim.ino and r.victim.type == DT_DIR and is_ancestor(r.src, r.victim.ino):
+        return -ENOTEMPTY
     if r.moved.type != DT_DIR and (r.src.trailing or r.dst.trailing):
         return -ENOTDIR
     if r.victim.ino == r.moved.ino:
         return 1
-    if r.victim.ino:
-        if r.moved.type == DT_DIR and r.victim.type != DT_DIR:
-            return -ENOTDIR
-        if r.moved.type != DT_DIR and r.victim.type == DT_DIR:
-            return -EISDIR
-        if r.victim.type == DT_DIR and is_ancestor(r.src, r.victim.ino):
-            return -ENOTEMPTY
-    if r.moved.type == DT_DIR and is_ancestor(r.dst, r.moved.ino):
-        return -EINVAL
+    if r.victim.ino and r.moved.type == DT_DIR and r.victim.type != DT_DIR:
+        return -ENOTDIR
+    if r.victim.ino and r.moved.type != DT_DIR and r.victim.type == DT_DIR:
+        return -EISDIR
     return 0
 
 

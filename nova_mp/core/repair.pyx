@@ -10,9 +10,10 @@ from nova_mp.core.dram cimport (CELL_SNAPSHOT, CNT_REPAIRS, DRAM_PAGE, INODE_DEA
                                 OP_SNAPSHOT_DELETE, SLOT_ACTIVE, count, cpu_at, nv_cpu,
                                 nv_inode_header, nv_slot, nv_snapshot, nv_tx, slot_at)
 from nova_mp.core.index cimport index_next, index_prune
-from nova_mp.core.inode cimport (PI_LOG_HEAD, S_IFDIR, S_IFMT, evict, evict_reserve, finish_release,
-                                 header_of, inode_abandon, inode_at, inode_destroy, inode_off,
-                                 inodes_repair, tx_undo)
+from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, evict, evict_reserve, finish_release,
+                                 inode_abandon, tx_undo)
+from nova_mp.core.itable cimport (PI_LOG_HEAD, header_of, inode_at, inode_destroy, inode_off,
+                                  inodes_repair)
 from nova_mp.core.journal cimport journal_recover
 from nova_mp.core.layout cimport (BLOCK_SHIFT, ENTRY_WRITE, INODE_VALID, LINE_BYTES, SNAPSHOT_INO,
                                   nv_snapshot_info, nv_write_entry)

@@ -25,7 +25,8 @@ from nova_mp.core.boundary cimport decode, nv_path, path_arg, raise_errno
 from nova_mp.core.boundary import parse_mode
 from nova_mp.core.handle cimport make_stat
 from nova_mp.core.index cimport index_cell, index_get, index_next, index_prune, index_reserve
-from nova_mp.core.inode cimport S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, inode_at, inode_lock
+from nova_mp.core.inode cimport S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, inode_lock
+from nova_mp.core.itable cimport inode_at
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
                                   ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_SETATTR, ENTRY_WRITE,
                                   ENTRY_XATTR, LINE_BYTES, NAME_MAX_BYTES, ROOT_INO, nv_dentry,

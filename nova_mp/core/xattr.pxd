@@ -6,8 +6,7 @@ from nova_mp.core.dram cimport nv_ctx
 from nova_mp.core.layout cimport nv_xattr_entry
 
 cdef int64_t xattr_get(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name,
-                       uint32_t name_len,
-                       uint8_t* value) noexcept nogil
+                       uint32_t name_len, uint8_t* value) noexcept nogil
 cdef int64_t xattr_list(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* names,
                         uint64_t room) noexcept nogil
 cdef int xattr_set(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name,

@@ -4,7 +4,8 @@ from libc.errno cimport E2BIG, EEXIST, ERANGE
 from libc.string cimport memcmp, memcpy, memset
 from nova_mp.core.arch cimport nv_file_time_ns
 from nova_mp.core.dram cimport INODE_HAS_XATTR, OP_XATTR, nv_inode_header
-from nova_mp.core.inode cimport PI_LOG_TAIL, inode_at, inode_lock, inode_off, tx_apply
+from nova_mp.core.inode cimport inode_lock, tx_apply
+from nova_mp.core.itable cimport PI_LOG_TAIL, inode_at, inode_off
 from nova_mp.core.layout cimport (ENTRY_FLAG_REMOVED, ENTRY_XATTR, LINE_BYTES, XATTR_DATA_MAX,
                                   nv_entry_header)
 from nova_mp.core.log cimport log_append, log_commit, log_position, log_room, tx_open
@@ -46,8 +47,7 @@ cdef uint64_t find_live(nv_ctx* c, nv_inode_header* h, uint64_t ino, const char*
 
 
 cdef int64_t xattr_get(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name,
-                       uint32_t name_len,
-                       uint8_t* value) noexcept nogil:
+                       uint32_t name_len, uint8_t* value) noexcept nogil:
     # `value` is private memory of XATTR_DATA_MAX bytes.
     cdef nv_inode_header* h = NULL
     cdef nv_xattr_entry* e
