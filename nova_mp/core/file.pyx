@@ -171,8 +171,7 @@ cdef void fill_extent(nv_ctx* c, nv_inode_header* h, uint64_t block, uint64_t fi
                      to_offset - from_offset)
     if rest:
         fill_part(c, old_page(c, h, first_page + pages - 1), to + ((pages - 1) << BLOCK_SHIFT),
-                  rest,
-                  BLOCK_BYTES - rest)
+                  rest, BLOCK_BYTES - rest)
 
 
 cdef int append_data(nv_ctx* c, nv_inode_header* h, const uint8_t* src, uint64_t n, uint64_t offset,

@@ -198,8 +198,7 @@ cdef class File:
             while self.core.again(c, rc):
                 with nogil:
                     rc = file_write(c, self.ino, self.generation, <uint8_t*>view.buf, view.len,
-                                    offset,
-                                    append, &at)
+                                    offset, append, &at)
         finally:
             PyBuffer_Release(&view)
         if c.gc_ino:

@@ -9,10 +9,11 @@ from nova_mp.core.dram cimport MEDIA_PMEM
 from nova_mp.core.layout cimport BLOCK_BYTES, MAGIC_SUPERBLOCK, SUPERBLOCK_OFF
 
 cdef enum:
-    # On a DRAM medium neither kind of store is always right: into a block that is still in the cache an
-    # ordinary 4 KiB copy takes 120 to 180 ns and a streaming one 480; into a cold block 730 to 990 and
-    # still 480. Nothing that the file system knows tells which it is (a file may be large and its hot
-    # part small), so a thread times a sample of its copies, and now and then tries the other kind.
+    # On a DRAM medium neither kind of store is always right: into a block that is still in the
+    # cache an ordinary 4 KiB copy takes 120 to 180 ns and a streaming one 480; into a cold block
+    # 730 to 990 and still 480. Nothing that the file system knows tells which it is (a file may be
+    # large and its hot part small), so a thread times a sample of its copies, and now and then
+    # tries the other kind.
     SAMPLE_EVERY = 16
     TRY_OTHER_EVERY = 128
     ADAPT_BYTES = 4096

@@ -281,7 +281,7 @@ cdef class Process:
         self._unmap()
 
     def abandon(self):
-        """Lets go without touching the arena: its DRAM is about to be dropped under this process."""
+        """Lets go without touching the arena: its DRAM is about to be dropped under it."""
         if not self.closed:
             self.closed = True
             self.key = _fresh_key()

@@ -99,6 +99,16 @@ cdef inline uint64_t component(const char* p, uint64_t left, uint64_t* after) no
     return n
 
 
+cdef inline void walk_from_root(nv_ctx* c, nv_walk* w) noexcept nogil:
+    w.stack[0].ino = ROOT_INO
+    w.stack[0].generation = header_of(c, ROOT_INO).generation
+    w.stack[0].type = DT_DIR
+    w.depth = 1
+    w.name_len = 0
+    w.dots = 0
+    w.trailing = False
+
+
 cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk* w) noexcept nogil:
     # Follows an absolute path. Fills w.node, or w.node and w.name with WALK_PARENT.
     cdef const char* p = path
@@ -109,13 +119,7 @@ cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk
     cdef bint last
     if path_len == 0 or path_len >= PATH_MAX_BYTES:
         return -ENOENT if path_len == 0 else -ENAMETOOLONG
-    w.stack[0].ino = ROOT_INO
-    w.stack[0].generation = header_of(c, ROOT_INO).generation
-    w.stack[0].type = DT_DIR
-    w.depth = 1
-    w.name_len = 0
-    w.dots = 0
-    w.trailing = False
+    walk_from_root(c, w)
     while True:
         while left and p[0] == 47:
             p += 1
@@ -124,15 +128,10 @@ cdef int walk(nv_ctx* c, const char* path, uint64_t path_len, int flags, nv_walk
             break
         n = component(p, left, &after)
         last = after == left
-        if n == 1 and p[0] == 46:
-            w.dots = 1
-            p += after
-            left -= after
-            continue
-        if n == 2 and p[0] == 46 and p[1] == 46:
-            if w.depth > 1:
+        if p[0] == 46 and (n == 1 or (n == 2 and p[1] == 46)):
+            w.dots = <uint32_t>n
+            if n == 2 and w.depth > 1:
                 w.depth -= 1
-            w.dots = 2
             p += after
             left -= after
             continue

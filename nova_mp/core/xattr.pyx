@@ -42,8 +42,7 @@ cdef uint64_t find_live(nv_ctx* c, nv_inode_header* h, uint64_t ino, const char*
     if not h.flags & INODE_HAS_XATTR:
         return 0
     return xattr_last(c, inode_at(c, ino).log_head_off, h.log_tail_off, <const uint8_t*>name,
-                      name_len,
-                      <uint64_t>-1)
+                      name_len, <uint64_t>-1)
 
 
 cdef int64_t xattr_get(nv_ctx* c, uint64_t ino, uint32_t generation, const char* name,
