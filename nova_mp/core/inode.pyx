@@ -284,8 +284,10 @@ cdef void apply_write(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t off)
 cdef void apply_setattr(nv_ctx* c, nv_inode_header* h, uint64_t ino,
                         nv_setattr_entry* e) noexcept nogil:
     h.mode = e.mode
-    if e.mode & S_IFMT != S_IFDIR or h.nlink == 0:
+    if e.mode & S_IFMT != S_IFDIR:
         h.nlink = e.nlink
+    elif h.nlink == 0:
+        h.nlink = 2                  # subdirectories add to it, one dentry at a time
     h.uid = e.uid
     h.gid = e.gid
     h.mtime_ns = e.mtime_ns
@@ -482,6 +484,8 @@ cdef int rebuild(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t* entries)
         return -EUCLEAN
     header_init(h, pi.generation)
     h.mode = pi.mode
+    if pi.mode & S_IFMT == S_IFDIR:
+        h.nlink = 2
     if pi.delete_epoch_id:
         h.flags |= INODE_DEAD
     while True:
