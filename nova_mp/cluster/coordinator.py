@@ -237,6 +237,9 @@ class Coordinator(Machine):
     def _ask(self, request_id: bytes, stop: m.Stop | None) -> None:
         token, self._next_token = self._next_token, self._next_token + 1
         self._questions[token] = _Question(request_id, stop)
+        if stop is not None:
+            # A process that has just died does not keep the engine from stopping.
+            self.emit(Reap())
         self.emit(QueryStatus(token))
 
     def _on_status_read(self, event: StatusRead) -> None:

@@ -214,7 +214,7 @@ def client_slot(pid: int) -> dict[str, Any]:
 
 def test_stop_is_refused_while_clients_are_attached() -> None:
     coordinator = machine()
-    assert ask(coordinator, m.Stop(), 1) == [v.QueryStatus(1)]
+    assert ask(coordinator, m.Stop(), 1) == [v.Reap(), v.QueryStatus(1)]
     out = coordinator.step(v.StatusRead(1, {}, (client_slot(7), {**client_slot(8), "role": "x"})))
     reply = sent(out)[0]
     assert reply.kind == "ArenaBusy"
