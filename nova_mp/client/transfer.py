@@ -76,8 +76,15 @@ class _Machine:
     def utime(self, path: Any, ns: tuple[int, int], follow_symlinks: bool = True) -> None:
         os.utime(path, ns=ns, follow_symlinks=follow_symlinks)
 
-    def listdir(self, path: Any) -> list[Any]:
-        return os.listdir(path)
+    def entries(self, path: Any) -> list[tuple[Any, Any]]:
+        """(name, attributes) of everything in a directory."""
+        with os.scandir(path) as found:
+            return [(entry.name, entry.stat(follow_symlinks=False)) for entry in found]
+
+    def read_small(self, path: Any, buffer: memoryview) -> Any:
+        """A whole file; `buffer` is there to be used, and bounds what is read."""
+        with self.reading(path) as file:
+            return buffer[: file.preadinto(buffer, 0)]
 
     @contextmanager
     def reading(self, path: Any) -> Iterator[_MachineFile]:
@@ -87,10 +94,10 @@ class _Machine:
         finally:
             os.close(number)
 
-    def write_small(self, path: Any, data: memoryview, status: Any) -> None:
+    def write_small(self, path: Any, data: Any, status: Any) -> None:
         """Write a whole file with its mode and times."""
         with self.writing(path) as file:
-            _write_all(file, data, 0)
+            _write_all(file, memoryview(data), 0)
         os.chmod(path, stat.S_IMODE(status.st_mode))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
@@ -140,15 +147,23 @@ class _Arena:
     def utime(self, path: Any, ns: tuple[int, int], follow_symlinks: bool = True) -> None:
         self._fs.utime(path, ns=ns, follow_symlinks=follow_symlinks)
 
-    def listdir(self, path: Any) -> list[Any]:
-        return [entry.name for entry in self._fs.scandir(path)]
+    def entries(self, path: Any) -> list[tuple[Any, Any]]:
+        """(name, attributes) of everything in a directory, in two round trips if it is remote."""
+        names = [entry.name for entry in self._fs.scandir(path)]
+        with self._fs.pipeline() as batch:
+            found = [(name, batch.lstat(join(path, name))) for name in names]
+        return [(name, result.result()) for name, result in found]
+
+    def read_small(self, path: Any, buffer: memoryview) -> Any:
+        """A whole file, in one round trip if it is remote."""
+        return self._fs.read_bytes(path)
 
     @contextmanager
     def reading(self, path: Any) -> Iterator[Any]:
         with self._fs.os_open(path, os.O_RDONLY | os.O_NOFOLLOW) as file:
             yield file
 
-    def write_small(self, path: Any, data: memoryview, status: Any) -> None:
+    def write_small(self, path: Any, data: Any, status: Any) -> None:
         """Write a whole file with its mode and times, in one round trip if it is remote."""
         with self._fs.pipeline() as batch:
             batch.write_bytes(path, data)
@@ -220,10 +235,11 @@ class _Copy:
         while at < len(plan.directories):
             directory = plan.directories[at]
             at += 1
-            for name in sorted(self._source.listdir(directory.source)):
+            entries = self._source.entries(directory.source)
+            for name, status in sorted(entries, key=lambda entry: entry[0]):
                 below = join(directory.source, name)
                 onto = join(directory.target, _like(name, directory.target))
-                self._classify(plan, _Item(below, onto, self._source.lstat(below)))
+                self._classify(plan, _Item(below, onto, status))
         return plan
 
     def _resolve(self, source: Any) -> Any:
@@ -268,16 +284,16 @@ class _Copy:
                 self._advance(item.source, 1, status.st_size)
                 return
             self._named[key] = item.target
-        with self._source.reading(item.source) as source:
-            if status.st_size < CHUNK_BYTES and not _sparse(status):
-                # A buffer that is not filled holds the whole file.
-                got = source.preadinto(self._buffer, 0)
-                if status.st_size <= got < CHUNK_BYTES:
-                    self._target.write_small(item.target, self._buffer[:got], status)
-                    self._advance(item.source, 1, got)
-                    return
-            with self._target.writing(item.target) as target:
-                self._copy_contents(item, source, target)
+        if status.st_size < CHUNK_BYTES and not _sparse(status):
+            data = self._source.read_small(item.source, self._buffer)
+            if status.st_size <= len(data) < CHUNK_BYTES:
+                # It has not grown so much meanwhile that this could be a part of it.
+                self._target.write_small(item.target, data, status)
+                self._advance(item.source, 1, len(data))
+                return
+        reading, writing = self._source.reading(item.source), self._target.writing(item.target)
+        with reading as source, writing as target:
+            self._copy_contents(item, source, target)
         self._set_attributes(item)
         self._advance(item.source, 1, 0)
 

@@ -316,6 +316,30 @@ def test_fork(fs: FileSystem) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_files_opened_before_a_fork(fs: FileSystem) -> None:
+    """Both sides can use the file, also once it has no name, and neither closes the other's."""
+    with fs.open("/f", "w+b") as file:
+        file.write(b"parent")
+        fs.unlink("/f")
+
+        def child() -> None:
+            assert file.pread(6, 0) == b"parent"
+            assert file.pwrite(b"child", 10) == 5
+            file.seek(0)
+            assert file.read(6) == b"parent"
+            file.close()
+            fs.write_bytes("/g", b"x")
+            fs.close()
+
+        in_child(child)
+        in_child(child)
+        assert file.pread(15, 0) == b"parent\0\0\0\0child"
+        file.seek(0)
+        assert file.read(3) == b"par"
+    assert fs.listdir("/") == ["g"]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_fork_of_children_at_once(fs: FileSystem) -> None:
     children = []
     for number in range(4):
