@@ -78,11 +78,16 @@ def make_plan(options: Options) -> Plan:
     """Choose sizes. Raises NovaError when the machine has too little room for any demo."""
     available = shutil.disk_usage("/dev/shm").free
     size = options.size or min(ARENA_BYTES_MAX, available // 5 * 2)
+    if 0 < options.size < ARENA_BYTES_MIN:
+        raise NovaError(
+            f"an arena of {show_bytes(size)} is too small for the demo",
+            f"give --size {ARENA_BYTES_MIN >> 20}MiB or more",
+        )
     if size < ARENA_BYTES_MIN:
         raise NovaError(
             f"/dev/shm has {show_bytes(available)} free, a demo needs about"
             f" {show_bytes(ARENA_BYTES_MIN * 5 // 2)}",
-            "free some memory, or give --size",
+            "free some memory, or make /dev/shm larger",
         )
     items, tree_bytes = collect_tree(options.tree, size // 4)
     # Each snapshot comes to hold at most what was worked on until the next one, log pages included.

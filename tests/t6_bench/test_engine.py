@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from nova_mp.bench.micro import targets
@@ -149,17 +151,37 @@ def test_the_demo(tmp_path: Path) -> None:
     assert result["tmpfs"]["mutate"]["operations"] > 0
 
 
-def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
+def clients_of(process: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for one in process.children():
+        # One that has just ended may be gone, or a zombie, by the time it is looked at.
+        with suppress(psutil.Error):
+            if "nova_mp.bench.process" in one.cmdline():
+                found.append(one)
+    return found
+
+
+@pytest.mark.parametrize("what", ["interrupt", "kill a client"])
+def test_a_demo_that_is_stopped_leaves_nothing(what: str) -> None:
     process = subprocess.Popen(
-        demo_command("--seconds", "30"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        demo_command("--seconds", "3"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     name = f"nova_mp.demo-{process.pid}.pmem"
+    parent = psutil.Process(process.pid)
+    clients: list[psutil.Process] = []
     deadline = time.monotonic() + 90
-    while not Path("/dev/shm", name).exists() and time.monotonic() < deadline:
+    # First the clients work on tmpfs; those that come after the arena was made work on it.
+    while not (Path("/dev/shm", name).exists() and len(clients) == 2):
         assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+        clients = clients_of(parent)
+    if what == "interrupt":
+        process.send_signal(signal.SIGINT)
+    else:
+        clients[0].kill()
     out, error = process.communicate(timeout=60)
-    assert process.returncode == 130, out + error
-    assert "interrupted" in error
-    assert not [name for name in segments() if f"demo-{process.pid}" in name]
+    assert process.returncode == (1 if what == "kill a client" else 130), out + error
+    assert ("died" if what == "kill a client" else "interrupted") in error
+    assert not [name for name in segments() if f"-{process.pid}" in name]
+    assert not any(one.is_running() for one in clients)
