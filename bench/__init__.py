@@ -20,6 +20,9 @@ timing         fair timed loops: interleaved, prebound, without the garbage coll
 micro          one attached process against the same calls of the operating system
 scenarios      memory use and crash mounts, measured on arenas of their own
 oracle         what a snapshot may hold, given what each client did and when
+democlient     one client of the demo: imports, rewrites, records all it does
+demoplan       what the demo imports on this machine, and how much fits
+demoview       its progress bars, and the tables at the end
 demo           the engine shown end to end on a real tree, every snapshot verified
 svg, report    plots and the self-contained HTML page
 run            one entry point for every kind of job file

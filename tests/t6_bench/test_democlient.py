@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nova_mp.bench import democlient
-from nova_mp.bench.demo import Options, collect_tree, folders_of, make_folders, make_plan
 from nova_mp.bench.democlient import DemoClient
+from nova_mp.bench.demoplan import Options, collect_tree, folders_of, make_folders, make_plan
 from nova_mp.bench.loadclient import Target, clock
 from nova_mp.bench.oracle import Oracle, Taken, Violation
 from nova_mp.bench.peers import DirectoryFileSystem
@@ -115,7 +115,7 @@ def test_the_plan_fits_what_a_snapshot_may_hold(monkeypatch: pytest.MonkeyPatch)
 
 def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     usage: Any = type("Usage", (), {"free": 10 << 20})
-    monkeypatch.setattr("nova_mp.bench.demo.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("nova_mp.bench.demoplan.shutil.disk_usage", lambda path: usage)
     with pytest.raises(NovaError, match="10 MiB free"):
         make_plan(Options())
 
