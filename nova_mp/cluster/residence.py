@@ -105,7 +105,7 @@ class Residence:
         try:
             if clients:
                 raise OSError(errno.EBUSY, f"clients stay attached: {clients}")
-            fs.unmount(self._pmem.buf, self._dram.buf)
+            fs.unmount(self._pmem.buf, self._dram.buf, self._dram.fd)
         except OSError as error:
             # Somebody may also have attached after we looked.
             self._log.warning("not unmounted", reason=str(error))

@@ -19,9 +19,10 @@ from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, NV_FROZEN, SLOT_ACTIVE, SL
 from nova_mp.core.layout cimport BLOCK_BYTES, DATA_NR
 from nova_mp.core.reclaim cimport clean_backlog, clean_lists, gc_all
 from nova_mp.core.repair cimport reap_slot
-from nova_mp.core.snapshot cimport (list_entries, list_of, list_tail, snap_at, snap_create,
-                                    snap_delete, snap_id_after)
-from nova_mp.core.sync cimport RANK_LIST, RANK_SNAPSHOT, grace_wait, lock_drop, lock_take
+from nova_mp.core.snaplist cimport snap_exclusive, snap_frees
+from nova_mp.core.snapshot cimport snap_create, snap_delete
+from nova_mp.core.snaptable cimport list_of, snap_at, snap_find
+from nova_mp.core.sync cimport RANK_SNAPSHOT, grace_wait, lock_drop, lock_take
 
 
 cdef class Admin(Process):
@@ -49,22 +50,56 @@ cdef class Admin(Process):
             self.gc()
         return epoch_id
 
-    def snapshot_delete(self, uint64_t epoch_id):
-        """Deletes a snapshot; the cleaner frees what it alone held."""
+    def snapshot_delete(self, uint64_t epoch_id, bint defer=False):
+        """Deletes a snapshot; the cleaner frees what it alone held.
+
+        While it is open: OSError(EBUSY), or with `defer` a mark; the coordinator then deletes it once no
+        view is open. Returns True if it is deleted, False if that was deferred.
+        """
         cdef nv_ctx* c = self.ctx()
         cdef int rc
         with nogil:
-            rc = snap_delete(c, epoch_id)
+            rc = snap_delete(c, epoch_id, defer)
         if rc == -ENOENT:
             raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}", "list the snapshots there are")
         if rc == NV_FROZEN:
             raise OSError(_errno.EBUSY, "the arena is frozen", str(epoch_id))
         if rc == -EBUSY:
             raise OSError(_errno.EBUSY, "the snapshot is open", str(epoch_id))
-        if rc:
+        if rc < 0:
             raise_errno(rc, str(epoch_id), None)
         if c.gc_ino:
             self.collect(c)
+        return rc == 0
+
+    def snapshot_frees(self, ids):
+        """Bytes that deleting these snapshots together would free; NoSuchSnapshot if one is not there.
+
+        Exact for data and for the logs of deleted files; log space of files that live on comes on top.
+        """
+        cdef nv_ctx* c = self.ctx()
+        cdef uint64_t blocks = 0, n = 0
+        cdef uint64_t* left
+        cdef uint32_t i
+        wanted = set(ids)
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+        left = <uint64_t*>calloc(c.hdr.snap_count + 1, 8)
+        try:
+            if left == NULL:
+                raise MemoryError
+            for i in range(c.hdr.snap_count):
+                if snap_at(c, i) != NULL and snap_at(c, i).epoch_id not in wanted:
+                    left[n] = snap_at(c, i).epoch_id
+                    n += 1
+            for epoch_id in wanted:
+                if snap_find(c, epoch_id) == NULL:
+                    raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}", "list the snapshots there are")
+                blocks += snap_frees(c, snap_find(c, epoch_id), left, n)
+            return blocks * BLOCK_BYTES
+        finally:
+            free(left)
+            lock_drop(c, &c.hdr.snapshot_lock)
 
     def snapshot_table(self):
         """The snapshots, oldest first, as dicts."""
@@ -264,23 +299,18 @@ cdef _cpu_stats(nv_ctx* c, uint32_t nr):
 
 
 cdef _describe(nv_ctx* c, nv_snapshot* s):
-    """One snapshot; under the snapshot lock. Exclusive is what no later snapshot needs as well."""
-    cdef uint64_t following = snap_id_after(c, s.epoch_id)
-    cdef uint64_t page, pages = 0, exclusive = 0
-    cdef uint32_t i, k
+    """One snapshot; under the snapshot lock."""
+    cdef uint64_t pages = 0, held = 0
+    cdef uint64_t exclusive = snap_exclusive(c, s)
     cdef const uint8_t* info = c.pm + s.info_off
+    cdef uint32_t i
     for i in range(c.hdr.cpus):
-        lock_take(c, &cpu_at(c, i).snap_lock, RANK_LIST)
         pages += list_of(s, i).num_pages
-        page = list_of(s, i).head_off
-        while page:
-            for k in range(list_tail(c, page).num_entries):
-                if following == 0 or list_entries(c, page)[k].delete_epoch_id <= following:
-                    exclusive += list_entries(c, page)[k].num_pages
-            page = list_tail(c, page).next_page_off
-        lock_drop(c, &cpu_at(c, i).snap_lock)
-    name = decode(<const char*>info + 40, info[3]) if info[3] else None
+        held += list_of(s, i).blocks
     return {
-        "epoch_id": s.epoch_id, "name": name, "create_time_ns": s.create_time_ns,
-        "list_pages": pages, "exclusive_bytes": exclusive * BLOCK_BYTES, "opens": s.opens,
+        "epoch_id": s.epoch_id,
+        "name": decode(<const char*>info + 40, info[3]) if info[3] else None,
+        "create_time_ns": s.create_time_ns, "list_pages": pages, "opens": s.opens,
+        "exclusive_bytes": exclusive * BLOCK_BYTES, "listed_bytes": held * BLOCK_BYTES,
+        "deferred": bool(s.deferred),
     }

@@ -12,11 +12,13 @@ from libc.string cimport memset
 from nova_mp import errors
 from nova_mp.core.arch cimport NV_FLUSH_NONE, nv_best_flush, nv_store32
 from nova_mp.core.boundary import MEDIA
-from nova_mp.core.dram cimport (DRAM_PAGE, MEDIA_PMEM, MEDIA_REAL, ROLE_SUPERVISOR, SLOT_FREE,
+from nova_mp.core.dram cimport (DRAM_PAGE, MEDIA_PMEM, MEDIA_REAL, REBUILD_LISTS, ROLE_SUPERVISOR, SLOT_FREE,
                                 STATE_READY, STATE_STOPPING, nv_ctx, nv_dram_header, slot_at)
 from nova_mp.core.layout cimport (BLOCK_BYTES, DATA_NR, FORMAT_VERSION, MAX_BLOCKS, MAX_CPUS,
                                   MIN_BLOCKS, MOUNT_CLEAN, nv_superblock)
+from nova_mp.core.listsave cimport lists_save
 from nova_mp.core.pmem cimport superblock_newest, superblock_write
+from nova_mp.core.reclaim cimport clean_lists
 from nova_mp.core.recovery cimport arena_format, base_bytes, dram_format, nv_mount_error, recover
 from nova_mp.core.sync cimport ctx_init, slot_give_back, slot_take
 
@@ -157,7 +159,7 @@ def mount(pmem, dram, int dram_fd, *, int cpus, str media="dram", dram_limit=Non
     set_media(m.arena.hdr, media)
     arena_media(&m.arena)
     m.arena.dram_fd = dram_fd
-    m.arena.rebuild = 1
+    m.arena.rebuild = REBUILD_LISTS
     slot = slot_take(&m.arena, ROLE_SUPERVISOR, 0, 0, b"mount")
     ctx_init(&c, &m.arena, slot)
     c.privileged = 1
@@ -179,6 +181,7 @@ cdef recovery_stats(nv_dram_header* h):
     seconds = h.recovery_ns / 1e9
     return {
         "clean": bool(h.recovery_clean),
+        "lists": "restored" if h.recovery_restored else "rebuilt",
         "seconds": seconds,
         "entries": h.recovery_entries,
         "inodes": h.recovery_inodes,
@@ -186,12 +189,16 @@ cdef recovery_stats(nv_dram_header* h):
     }
 
 
-def unmount(pmem, dram):
-    """Marks the arena clean. Every process must have left: OSError(EBUSY) otherwise."""
+def unmount(pmem, dram, int dram_fd=-1):
+    """Saves the snapshot lists and marks the arena clean.
+
+    Every process must have left: OSError(EBUSY) otherwise. `dram_fd` lets the segment grow meanwhile.
+    """
     cdef _Mapping m = _Mapping(pmem, dram)
     cdef nv_ctx c
     cdef nv_superblock sb
     cdef uint32_t i
+    cdef bint saved
     bare_context(m, &c)
     arena_media(&m.arena)
     nv_store32(&m.arena.hdr.state, STATE_STOPPING)
@@ -199,6 +206,13 @@ def unmount(pmem, dram):
         if slot_at(&c, i).state != SLOT_FREE:
             nv_store32(&m.arena.hdr.state, STATE_READY)
             raise OSError(_errno.EBUSY, f"process {slot_at(&c, i).pid} still uses the arena")
+    m.arena.dram_fd = dram_fd
+    ctx_init(&c, &m.arena, slot_take(&m.arena, ROLE_SUPERVISOR, 0, 0, b"unmount"))
+    c.privileged = 1
+    with nogil:
+        saved = clean_lists(&c, <uint64_t>-1) == 0 and lists_save(&c)
     sb = superblock_newest(&c)[0]
+    sb.lists_saved = 1 if saved else 0
     sb.mount_state = MOUNT_CLEAN
     superblock_write(&c, &sb)
+    slot_give_back(&c, c.slot)

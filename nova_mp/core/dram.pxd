@@ -62,6 +62,9 @@ cdef enum:
     OP_EVICT = 16
     OP_COUNT = 17
 
+    REBUILD_LISTS = 1                # nv_arena.rebuild: superseded blocks are recorded again
+    REBUILD_RESTORED = 2             # the lists were restored: nothing is recorded
+
     INODE_HAS_XATTR = 1              # header flags
     INODE_DEAD = 2                   # unlinked for the last time
     INODE_IN_LIST = 4                # recorded in a snapshot list
@@ -223,7 +226,8 @@ cdef struct nv_list_head:            # IN DRAM. One snapshot's list of one CPU
     uint64_t head_off                # pages as nv_list_page in dram offsets
     uint64_t tail_off
     uint64_t num_pages
-    uint64_t blocks
+    uint64_t blocks                  # data blocks in its entries
+    uint64_t exclusive               # blocks, dead inodes' logs included, that no later one needs
 
 
 cdef struct nv_snapshot:             # IN DRAM. A snapshot; list heads follow, one a CPU
@@ -232,7 +236,9 @@ cdef struct nv_snapshot:             # IN DRAM. A snapshot; list heads follow, o
     uint64_t create_time_ns
     uint32_t opens                   # open views in all processes
     uint32_t deleted
-    uint64_t pad[4]
+    uint32_t deferred                # to be deleted once no view is open
+    uint32_t recount                 # `exclusive` of its lists has to be counted again
+    uint64_t pad[3]
 
 
 cdef struct nv_snap_ref:             # IN DRAM. Element of the sorted snapshot table
@@ -298,6 +304,7 @@ cdef struct nv_dram_header:          # IN DRAM. First page
     uint64_t recovery_entries
     uint64_t recovery_inodes
     uint64_t recovery_clean
+    uint64_t recovery_restored       # snapshot lists came from PMEM, not from the logs
     uint64_t mount_time_ns
     uint64_t snapshot_creates
     uint64_t snapshot_create_ns
@@ -327,7 +334,7 @@ cdef struct nv_arena:                # PRIVATE. One process's mapping of an aren
     int dram_fd
     int flush_how                    # NV_FLUSH_* of arch.h; NV_FLUSH_NONE on a DRAM medium
     int media_mode                   # MEDIA_*
-    int rebuild                      # mounting: nothing is freed, everything is recorded
+    int rebuild                      # mounting: nothing is freed; 0 or REBUILD_*
     nv_repair_fn repair
     nv_trace* trace
     char* failpoint                  # armed failpoint (debug builds), NULL if none

@@ -16,7 +16,7 @@ from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, ENT
                                   ENTRY_WRITE, nv_setattr_entry, nv_write_entry)
 from nova_mp.core.log cimport log_append, log_commit, log_room, tx_open
 from nova_mp.core.pmem cimport block_off, fail_point, pm_copy_data, pm_read_delay, pm_zero
-from nova_mp.core.snapshot cimport spare_reserve
+from nova_mp.core.snaplist cimport spare_reserve
 from nova_mp.core.sync cimport lock_drop, op_begin, op_end, seq_read, seq_same
 
 cdef enum:

@@ -19,7 +19,7 @@ from nova_mp.core.log cimport (entry_valid, log_entry_dead, log_first_page, log_
                                log_write_entry, page_tail, slot_of)
 from nova_mp.core.pmem cimport (fail_point, pm_copy, pm_flush, pm_persist, pm_store16, pm_store32,
                                 pm_store64, pm_word)
-from nova_mp.core.snapshot cimport record_inode, release_announced, spare_reserve
+from nova_mp.core.snaplist cimport record_inode, release_announced, spare_reserve
 from nova_mp.core.sync cimport lock_drop, lock_take, seq_begin, seq_end
 
 cdef extern from "<errno.h>":
@@ -152,7 +152,8 @@ cdef void evict(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogil:
         release_pages(c, h, ino, 0, pi.delete_epoch_id)
     seq_end(h)
     fail_point(c, "inode.pages_released")
-    if h.flags & INODE_IN_LIST or record_inode(c, ino, pi.create_epoch_id, pi.delete_epoch_id):
+    if h.flags & INODE_IN_LIST or record_inode(
+            c, ino, h.log_pages, pi.create_epoch_id, pi.delete_epoch_id):
         h.flags |= INODE_IN_LIST
         c.slot.evict_ino = 0
     else:

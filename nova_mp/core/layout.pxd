@@ -95,7 +95,7 @@ cdef packed struct nv_superblock:
     uint64_t mount_time_ns           # last mount, nanoseconds since 1970
     uint64_t mount_count             # mounts so far
     uint64_t inode_limit             # most inodes in use; 0 = bounded by space only
-    uint64_t list_save_off           # first saved snapshot-list table page, 0 if none
+    uint64_t lists_saved             # 1: all snapshot lists were saved at unmount
     uint32_t mount_state             # MOUNT_CLEAN or MOUNT_DIRTY
     uint32_t cpus                    # emulated CPUs at mkfs (a default for start)
     uint8_t uuid[16]                 # random identity of the arena
@@ -231,7 +231,7 @@ cdef packed struct nv_snapshot_info:
     uint64_t epoch_id                # the snapshot's id: the epoch that it closes
     uint64_t create_time_ns          # nanoseconds since 1970
     uint64_t deleted                 # 1 once deleted: the commit point of delete (volatile)
-    uint64_t nvmm_page_off           # saved lists of this snapshot, 0 if none (volatile)
+    uint64_t nvmm_page_off           # 128 nv_snapshot_nvmm_list: its saved lists, 0 if none (volatile)
     uint8_t name[24]                 # name_len bytes, going on over the following slots
 
 
@@ -264,7 +264,7 @@ cdef packed struct nv_list_entry:
     uint8_t entry_type               # SS_INODE or SS_FILE_WRITE
     uint8_t flags                    # zero
     uint16_t padding                 # zero
-    uint32_t num_pages               # blocks held (SS_INODE: 0)
+    uint32_t num_pages               # blocks held (SS_INODE: pages of its log)
     uint64_t nvmm                    # first block number, or inode number
     uint64_t create_epoch_id         # epoch in which they were born
     uint64_t delete_epoch_id         # epoch in which they were superseded

@@ -27,10 +27,10 @@ from nova_mp.core.namei cimport handle_close, handle_open
 from nova_mp.core.walk cimport nv_node
 from nova_mp.core.reclaim cimport gc_inode
 from nova_mp.core.repair cimport reap_slot, repair_slot
-from nova_mp.core.snapshot cimport snap_find
+from nova_mp.core.snaptable cimport snap_find
 from nova_mp.core.sync cimport (RANK_SNAPSHOT, ctx_init, gate_wait, lock_drop, lock_take,
                                 slot_give_back, slot_take)
-from nova_mp.core.snapshot cimport spare_drop
+from nova_mp.core.snaplist cimport spare_drop
 
 _cores = weakref.WeakSet()
 _keys = itertools.count(1)

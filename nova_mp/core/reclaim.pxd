@@ -11,7 +11,7 @@
 #   GC-2  An add and its removal are judged by the same snapshots: a pass during which a snapshot
 #         went away is given up.
 #   GC-3  Hints (invalid_entries) only say where to look; every entry is verified before it goes.
-#   CLEAN-1 An entry of a deleted snapshot's list is either released for good or appended to the
+#   GC-4  An entry of a deleted snapshot's list is either released for good or appended to the
 #         list of the next snapshot that needs it, by the same code that writers use.
 
 from libc.stdint cimport int64_t, uint64_t

@@ -17,15 +17,15 @@ from nova_mp.core.layout cimport (BLOCK_SHIFT, CHUNK_SLOTS, ENTRY_DENTRY, ENTRY_
                                   ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_NEXT_PAGE,
                                   ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_WRITE, ENTRY_XATTR,
                                   INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES, LOG_SLOTS,
-                                  LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_INODE, nv_dentry,
+                                  LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_FILE_WRITE, SS_INODE, nv_dentry,
                                   nv_entry_header, nv_list_entry, nv_list_page_tail,
                                   nv_setattr_entry, nv_snapshot_info, nv_write_entry,
                                   nv_xattr_entry)
 from nova_mp.core.log cimport log_new_page, log_position, page_of, page_tail, slot_of
 from nova_mp.core.pmem cimport (fail_point, pm_copy, pm_fence, pm_flush, pm_persist, pm_store16,
                                 pm_store64, pm_word)
-from nova_mp.core.snapshot cimport (list_entries, list_tail, release_announced, snap_any_before,
-                                    snap_find, snap_needed_by, spare_reserve)
+from nova_mp.core.snaplist cimport list_entries, list_tail, release_announced, spare_reserve
+from nova_mp.core.snaptable cimport snap_any_before, snap_find, snap_needed_by
 from nova_mp.core.sync cimport (RANK_CLEAN, RANK_LIST, RANK_SNAPSHOT, lock_drop, lock_take,
                                 op_begin, op_end, seq_begin, seq_end)
 
@@ -412,7 +412,7 @@ cdef int gc_all(nv_ctx* c) noexcept nogil:
 # ---- lists of deleted snapshots -----------------------------------------------------------------
 
 cdef void clean_entry(nv_ctx* c, uint64_t page, uint32_t i) noexcept nogil:
-    # CLEAN-1. The page's cursor moves past the entry before its announcement ends: `step` tells a
+    # GC-4. The page's cursor moves past the entry before its announcement ends: `step` tells a
     # repairer where the cursor belongs.
     cdef nv_slot* s = c.slot
     cdef nv_list_entry* e = &list_entries(c, page)[i]
@@ -420,7 +420,7 @@ cdef void clean_entry(nv_ctx* c, uint64_t page, uint32_t i) noexcept nogil:
     s.rel_extent = e.nvmm << 32 | e.num_pages
     s.rel_ino = 0
     if e.entry_type == SS_INODE:
-        s.rel_extent = 0
+        s.rel_extent = e.num_pages
         s.rel_ino = e.nvmm
     s.rel_create_epoch = e.create_epoch_id
     s.rel_delete_epoch = e.delete_epoch_id
@@ -446,7 +446,8 @@ cdef void pop_page(nv_ctx* c, nv_cpu* cpu) noexcept nogil:
     cdef uint64_t blocks = 0
     cdef uint32_t i
     for i in range(tail.num_entries):
-        blocks += list_entries(c, page)[i].num_pages
+        if list_entries(c, page)[i].entry_type == SS_FILE_WRITE:
+            blocks += list_entries(c, page)[i].num_pages
     lock_take(c, &cpu.snap_lock, RANK_LIST)
     if cpu.clean_tail == page:
         cpu.clean_tail = 0

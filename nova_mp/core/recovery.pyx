@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memset, strncpy
 from nova_mp.core.alloc cimport (block_bitmap, blocks_mark, dpend_done, page_bitmap, region_recount,
                                  regions_init)
 from nova_mp.core.arch cimport nv_crc32c, nv_file_time_ns, nv_monotonic_ns, nv_store32
-from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES, MAX_SLOTS,
+from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES, MAX_SLOTS, REBUILD_RESTORED,
                                 SLAB_CLASSES, SLOT_BYTES, STATE_MOUNTING, cpu_at, nv_chunk, nv_cpu,
                                 nv_dram_header, nv_inode_header, nv_page_desc, nv_snapshot,
                                 nv_table, table_at)
@@ -23,11 +23,12 @@ from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, CHUNK_BLOCKS, CHUNK_
                                   SS_FILE_WRITE, TABLE_HEADS_NR, nv_chunk_header, nv_entry_header,
                                   nv_inode, nv_list_entry, nv_log_page_tail, nv_setattr_entry,
                                   nv_snapshot_info, nv_superblock, nv_table_head)
+from nova_mp.core.listsave cimport lists_forget, lists_restore
 from nova_mp.core.log cimport log_position, log_write_entry, page_of, page_tail
 from nova_mp.core.pmem cimport (block_off, pm_copy, pm_persist, pm_word, pm_zero, superblock_newest,
                                 superblock_write)
-from nova_mp.core.snapshot cimport (descriptor_new, list_entries, list_of, list_tail, snap_at,
-                                    spare_drop, table_insert, table_room)
+from nova_mp.core.snaplist cimport list_entries, list_tail, spare_drop
+from nova_mp.core.snaptable cimport descriptor_new, list_of, snap_at, table_insert, table_room
 
 cdef extern from "<errno.h>":
     enum: EUCLEAN
@@ -269,6 +270,13 @@ cdef int recover_snapshots(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     return 0
 
 
+cdef void recover_lists(nv_ctx* c, const nv_superblock* sb) noexcept nogil:
+    # After a clean unmount the lists are restored; otherwise rebuilding the inodes records them again.
+    if sb.mount_state == MOUNT_CLEAN and sb.lists_saved and lists_restore(c):
+        c.a.rebuild = REBUILD_RESTORED
+        c.hdr.recovery_restored = 1
+
+
 cdef int recover_inodes(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     cdef uint32_t table
     cdef uint64_t chunk, slot, ino
@@ -291,23 +299,27 @@ cdef int recover_inodes(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     return 0
 
 
+cdef int mark_list(nv_ctx* c, uint64_t page, nv_mount_error* error) noexcept nogil:
+    cdef nv_list_entry* e
+    cdef uint32_t k
+    while page:
+        for k in range(list_tail(c, page).num_entries):
+            e = &list_entries(c, page)[k]
+            if e.entry_type == SS_FILE_WRITE and blocks_mark(c, e.nvmm, e.num_pages):
+                return fail(error, -EUCLEAN, "block held by a snapshot has a second owner", e.nvmm)
+        page = list_tail(c, page).next_page_off
+    return 0
+
+
 cdef int mark_lists(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     # REC-1 for what only snapshots hold.
-    cdef uint32_t i, k
-    cdef uint64_t page
-    cdef nv_list_entry* e
+    cdef uint32_t i, cpu
+    cdef int rc = 0
     for i in range(c.hdr.snap_count):
-        if snap_at(c, i) == NULL:
-            continue
-        page = list_of(snap_at(c, i), c.cpu).head_off
-        while page:
-            for k in range(list_tail(c, page).num_entries):
-                e = &list_entries(c, page)[k]
-                if e.entry_type == SS_FILE_WRITE and blocks_mark(c, e.nvmm, e.num_pages):
-                    return fail(error, -EUCLEAN, "block held by a snapshot has a second owner",
-                                e.nvmm)
-            page = list_tail(c, page).next_page_off
-    return 0
+        for cpu in range(c.hdr.cpus):
+            if rc == 0 and snap_at(c, i) != NULL:
+                rc = mark_list(c, list_of(snap_at(c, i), cpu).head_off, error)
+    return rc
 
 
 cdef void mark_head(nv_ctx* c) noexcept nogil:
@@ -347,6 +359,7 @@ cdef int recover(nv_ctx* c, nv_mount_error* error) noexcept nogil:
         sb.epoch_id = c.hdr.snap_newest + 1
         c.hdr.gate = sb.epoch_id << 1
     if rc == 0:
+        recover_lists(c, &sb)
         rc = recover_inodes(c, error)
     if rc == 0 and header_of(c, ROOT_INO).mode & S_IFMT != S_IFDIR:
         rc = fail(error, -EUCLEAN, "no root directory", ROOT_INO)
@@ -355,10 +368,12 @@ cdef int recover(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     if rc:
         return rc
     spare_drop(c)
+    lists_forget(c)
     for i in range(c.hdr.cpus):
         region_recount(c, &cpu_at(c, i).blocks, block_bitmap(c))
     c.hdr.recovery_clean = 1 if sb.mount_state == MOUNT_CLEAN else 0
     sb.mount_state = MOUNT_DIRTY
+    sb.lists_saved = 0
     sb.mount_count += 1
     sb.mount_time_ns = nv_file_time_ns()
     superblock_write(c, &sb)

@@ -21,8 +21,9 @@ from nova_mp.core.log cimport log_position, page_of, page_tail
 from nova_mp.core.namei cimport handle_close, recount_opens, unlinked
 from nova_mp.core.pmem cimport block_off, pm_word
 from nova_mp.core.reclaim cimport gc_continue
-from nova_mp.core.snapshot cimport (list_repair, list_tail, snap_create_finish, snap_delete_finish,
-                                    snap_find, spare_drop)
+from nova_mp.core.snaplist cimport list_repair, list_tail, spare_drop
+from nova_mp.core.snapshot cimport snap_create_finish, snap_delete_finish
+from nova_mp.core.snaptable cimport snap_find
 from nova_mp.core.sync cimport (RANK_JOURNAL, RANK_REAP, RANK_SNAPSHOT, ctx_init, lock_drop,
                                 lock_drop_all, lock_take, repair_lock_drop, repair_lock_take,
                                 seq_end, slot_dead, slot_give_back)

@@ -21,44 +21,12 @@
 #           in its tail.
 
 from libc.stdint cimport uint32_t, uint64_t
-from nova_mp.core.dram cimport nv_ctx, nv_inode_header, nv_list_head, nv_snapshot
-from nova_mp.core.layout cimport nv_list_entry, nv_list_page_tail
+from nova_mp.core.dram cimport nv_ctx, nv_inode_header
 
-cdef nv_snapshot* snap_needed_by(nv_ctx* c, uint64_t create_epoch_id,
-                                 uint64_t delete_epoch_id) noexcept nogil
-cdef bint snap_any_before(nv_ctx* c, uint64_t epoch_id) noexcept nogil
-cdef nv_snapshot* snap_find(nv_ctx* c, uint64_t epoch_id) noexcept nogil
-cdef nv_snapshot* snap_at(nv_ctx* c, uint32_t position) noexcept nogil
-cdef uint64_t snap_id_after(nv_ctx* c, uint64_t epoch_id) noexcept nogil
-
-cdef void release_announced(nv_ctx* c) noexcept nogil
-cdef void release_blocks(nv_ctx* c, uint64_t block, uint64_t n, uint64_t create_epoch_id,
-                         uint64_t delete_epoch_id) noexcept nogil
-cdef bint record_inode(nv_ctx* c, uint64_t ino, uint64_t create_epoch_id,
-                       uint64_t delete_epoch_id) noexcept nogil
-cdef int spare_reserve(nv_ctx* c, uint64_t entries) noexcept nogil
-cdef void spare_drop(nv_ctx* c) noexcept nogil
-
-cdef uint64_t descriptor_new(nv_ctx* c) noexcept nogil
-cdef int table_room(nv_ctx* c) noexcept nogil
-cdef void table_insert(nv_ctx* c, uint64_t descriptor_off, uint64_t info_off) noexcept nogil
 cdef int snap_create(nv_ctx* c, const char* name, uint32_t name_len,
                      uint64_t* epoch_id) noexcept nogil
-cdef int snap_delete(nv_ctx* c, uint64_t epoch_id) noexcept nogil
+cdef int snap_delete(nv_ctx* c, uint64_t epoch_id, bint defer) noexcept nogil
 cdef void snap_create_finish(nv_ctx* c) noexcept nogil
 cdef void snap_delete_finish(nv_ctx* c, uint64_t descriptor_off) noexcept nogil
-cdef void list_repair(nv_ctx* c, uint32_t cpu) noexcept nogil
 cdef nv_inode_header* snapshot_header(nv_ctx* c) noexcept nogil
 cdef uint64_t snapshot_inode_off(nv_ctx* c) noexcept nogil
-
-
-cdef inline nv_list_head* list_of(nv_snapshot* s, uint32_t cpu) noexcept nogil:
-    return <nv_list_head*>(s + 1) + cpu
-
-
-cdef inline nv_list_page_tail* list_tail(nv_ctx* c, uint64_t page_off) noexcept nogil:
-    return <nv_list_page_tail*>(c.dram + page_off + 4064)
-
-
-cdef inline nv_list_entry* list_entries(nv_ctx* c, uint64_t page_off) noexcept nogil:
-    return <nv_list_entry*>(c.dram + page_off)
