@@ -1,0 +1,1 @@
+"""Arenas in private memory, and the states that a power failure can leave them in."""
