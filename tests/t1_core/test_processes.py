@@ -6,6 +6,7 @@ journals, inode tables, epochs and snapshot lists are shared by all.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import tempfile
@@ -125,3 +126,94 @@ def test_processes_beside_snapshots(engine: Any, file_systems: dict[str, Any]) -
     blocks = fs.stats()["blocks"]
     assert blocks["head"] + blocks["free"] + blocks["live"] == blocks["total"]
     assert blocks["held"] == 0
+
+
+RECORD_BYTES = 3 * 4096 + 100
+ERRORS_OF_RACES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
+
+def attempt(action: Callable[[], Any]) -> bool:
+    """Whether `action` was done; losing a race is no failure."""
+    try:
+        action()
+    except ERRORS_OF_RACES:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EINVAL, errno.ELOOP):
+            raise
+        return False
+    return True
+
+
+def compete(name: str, number: int, seed: int) -> None:
+    """One of several processes that do everything to the same few names."""
+    chance = random.Random(seed + number)
+    connect = nova_mp.connect if number % 2 else nova_mp.attach
+    won = []
+    with connect(name) as fs, fs.open("/log", "ab") as log, fs.open("/shared", "r+b") as shared:
+        until = time.monotonic() + SECONDS
+        turn = 0
+        while time.monotonic() < until:
+            turn += 1
+            log.write(b"%d %06d %s\n" % (number, turn, b"." * chance.randrange(5000)))
+            if chance.random() < 0.3:
+                shared.pwrite(bytes([chance.randrange(1, 256)]) * RECORD_BYTES, 0)
+            assert len(set(shared.pread(RECORD_BYTES, 0))) == 1
+            prize = f"/prize{turn // 4}"
+            if attempt(lambda: fs.open(prize, "xb").close()):  # noqa: B023 - called at once
+                won.append(prize)
+            one, other = (f"/x/{chance.choice('abc')}{chance.choice(['', '/d'])}" for _ in "12")
+            step = chance.choice(
+                [
+                    lambda: fs.rename(one, other),  # noqa: B023
+                    lambda: fs.link(one, other),  # noqa: B023
+                    lambda: fs.write_bytes(one, b"abc"),  # noqa: B023
+                    lambda: fs.mkdir(one),  # noqa: B023
+                    lambda: fs.unlink(one),  # noqa: B023
+                    lambda: fs.rmdir(one),  # noqa: B023
+                    lambda: fs.listdir(one),  # noqa: B023
+                ]
+            )
+            try:
+                attempt(step)
+            except PermissionError:
+                # A directory took the place of the file that was to be linked.
+                continue
+        fs.write_text(f"/won{number}", " ".join(won))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_processes_on_the_same_names(engine: Any, file_systems: dict[str, Any]) -> None:
+    fs = file_systems["attached"]
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    fs.mkdir("/x")
+    fs.write_bytes("/shared", bytes(RECORD_BYTES))
+    children = [
+        in_process(lambda number=number: compete(engine.name, number, seed))  # type: ignore[misc]
+        for number in range(4)
+    ]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert codes == [0, 0, 0, 0]
+    turns: dict[int, int] = {}
+    for line in fs.read_bytes("/log").splitlines():
+        number, turn, filler = line.split(b" ")
+        assert int(turn) == turns.get(int(number), 0) + 1, "a record is missing or out of order"
+        assert set(filler) <= {ord(".")}
+        turns[int(number)] = int(turn)
+    assert len(turns) == 4
+    prizes = sorted(entry for entry in fs.listdir("/") if entry.startswith("prize"))
+    won = " ".join(fs.read_text(f"/won{number}") for number in range(4)).split()
+    assert sorted(won) == [f"/{prize}" for prize in prizes], "an exclusive name was made twice"
+    names: dict[int, int] = {}
+    for top, dirs, files in fs.walk("/x"):
+        assert fs.stat(top).st_nlink == 2 + len(dirs)
+        for file in files:
+            status = fs.stat(f"{top}/{file}")
+            names[status.st_ino] = names.get(status.st_ino, 0) + 1
+    for top, _dirs, files in fs.walk("/x"):
+        for file in files:
+            status = fs.stat(f"{top}/{file}")
+            assert status.st_nlink == names[status.st_ino]
+    for entry in list(fs.scandir("/")):
+        fs.rmtree(entry.path) if entry.is_dir() else fs.unlink(entry.path)
