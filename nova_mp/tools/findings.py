@@ -29,7 +29,7 @@ CODES: dict[str, Code] = {
     "FSCK-105": Code("impossible geometry in the superblock", "FMT-1"),
     "FSCK-106": Code("the superblock copies of a clean arena differ", "FMT-1"),
     "FSCK-107": Code("unknown mount state", "FMT-1"),
-    "FSCK-108": Code("the superblock's epoch is behind the newest snapshot", "FMT-12"),
+    "FSCK-108": Code("the superblock's epoch is behind the newest snapshot", "FMT-12, REC-2"),
     "FSCK-201": Code("inode-table chunk outside the data area or not aligned", "FMT-3"),
     "FSCK-202": Code("damaged chunk header (magic or checksum)", "FMT-3"),
     "FSCK-203": Code("chunk header names another table or number", "FMT-3"),
@@ -69,7 +69,7 @@ CODES: dict[str, Code] = {
     "FSCK-608": Code("link count is not the number of names", "FMT-9"),
     "FSCK-609": Code("deleted directory that still holds names", "FMT-8"),
     "FSCK-701": Code("data blocks outside the data area", "FMT-10"),
-    "FSCK-702": Code("block with two owners", "FMT-10"),
+    "FSCK-702": Code("block with two owners", "FMT-10, REC-1"),
     "FSCK-703": Code("file pages past the end of file", "FMT-10"),
     "FSCK-704": Code(
         "page of a log reserve, or of a dead inode's log, has another owner", "FMT-10"
@@ -77,11 +77,11 @@ CODES: dict[str, Code] = {
     "FSCK-705": Code("the engine counts other free blocks than the logs leave", "FMT-10"),
     "FSCK-706": Code("dead inode in a clean arena that no snapshot needs", "FMT-11"),
     "FSCK-801": Code("snapshots out of order or twice", "FMT-12"),
-    "FSCK-802": Code("block that a snapshot needs has another owner", "FMT-11"),
+    "FSCK-802": Code("block that a snapshot needs has another owner", "FMT-11, REC-1"),
     "FSCK-803": Code("name in a snapshot leads to an inode that is gone", "FMT-11"),
     "FSCK-804": Code("link count in a snapshot is not its number of names", "FMT-9, FMT-11"),
-    "FSCK-805": Code("damaged saved snapshot list", "FMT-13"),
-    "FSCK-806": Code("saved snapshot lists and the logs disagree", "FMT-13"),
+    "FSCK-805": Code("damaged saved snapshot list", "FMT-13, SAVE-1"),
+    "FSCK-806": Code("saved snapshot lists and the logs disagree", "FMT-13, SNAP-2"),
     "FSCK-807": Code("two snapshots have one name", "FMT-12"),
 }
 

@@ -87,9 +87,10 @@ class Checker:
         self._snapshots()
         self._logs()
         TreeChecker(self.states, self.snapshots, self.report).run()
-        if self.clean:
+        if self.clean and self.super["lists_saved"]:
+            infos = self.live_snapshots
             check_saved_lists(
-                self.image, self.live_snapshots, self.states, self.blocks, self.report
+                self.image, infos, self.snapshots, self.states, self.blocks, self.report
             )
         self._claim_left()
         self._statistics(redone)

@@ -2,8 +2,9 @@
 
 Structure  A snapshot's info entry names a page of 128 `nv_snapshot_nvmm_list`, one a CPU; each
            names a chain of list pages with 127 `nv_list_entry` and a tail. They count only in a
-           cleanly unmounted arena.
-Invariants FMT-13: they are intact, and hold what the logs say that snapshots need.
+           cleanly unmounted arena whose superblock says that they were saved.
+Invariants FMT-13: they are intact, and hold exactly what the logs say that snapshots need; an entry
+           stands in the list of the oldest snapshot that needs it (SNAP-2).
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ from nova_mp.tools.image import (
     crc32c,
 )
 from nova_mp.tools.logs import Entry
-from nova_mp.tools.replay import Replayed
+from nova_mp.tools.replay import Replayed, Snapshots
 
 TAIL_OFF = K["LIST_ENTRIES"] * LIST_ENTRY.size
 
 
 class _Lists:
     def __init__(
-        self, image: Image, states: dict[int, Replayed], blocks: Blocks, report: Report
+        self,
+        image: Image,
+        states: dict[int, Replayed],
+        snapshots: Snapshots,
+        blocks: Blocks,
+        report: Report,
     ) -> None:
         self.image = image
         self.states = states
+        self.snapshots = snapshots
         self.blocks = blocks
         self.report = report
+        self.listed = bytearray(blocks.total)
+        self.listed_inodes: set[int] = set()
 
     def _take(self, offset: int, epoch: int, where: str) -> bytes | None:
         nr, rest = divmod(offset, BLOCK_BYTES)
@@ -52,7 +61,10 @@ class _Lists:
         """Check the lists of one snapshot."""
         epoch = info.epoch_id
         offset = info.fields["nvmm_page_off"]
-        table = self._take(offset, epoch, f"snapshot {epoch}") if offset else None
+        if not offset:
+            self.report.error("FSCK-805", "no lists, though all were saved", f"snapshot {epoch}")
+            return
+        table = self._take(offset, epoch, f"snapshot {epoch}")
         for cpu in range(K["MAX_CPUS"] if table else 0):
             assert table is not None
             where = f"snapshot {epoch} list {cpu}"
@@ -64,7 +76,7 @@ class _Lists:
                 self.report.error("FSCK-805", "checksum of the list's head", where)
                 continue
             for entry in self._entries(head, epoch, where):
-                self._entry(entry, where)
+                self._entry(entry, epoch, where)
 
     def _entries(self, head: dict[str, Any], epoch: int, where: str) -> Iterator[dict[str, Any]]:
         offset, pages, last = head["head_off"], 0, 0
@@ -87,32 +99,61 @@ class _Lists:
         if (pages, last) != (head["num_pages"], head["tail_off"]):
             self.report.error("FSCK-805", f"{pages} pages, it says {head['num_pages']}", where)
 
-    def _entry(self, entry: dict[str, Any], where: str) -> None:
+    def _entry(self, entry: dict[str, Any], epoch: int, where: str) -> None:
         number, count = entry["nvmm"], entry["num_pages"]
+        created, deleted = entry["create_epoch_id"], entry["delete_epoch_id"]
         if entry["entry_type"] == K["SS_INODE"]:
             state = self.states.get(number)
-            if state is None or state.delete_epoch_id != entry["delete_epoch_id"]:
-                self.report.error("FSCK-806", f"inode {number} is not dead", where)
+            if state is None or (state.create_epoch_id, state.delete_epoch_id) != (
+                created,
+                deleted,
+            ):
+                self.report.error("FSCK-806", f"inode {number} did not die so", where)
+            elif number in self.listed_inodes:
+                self.report.error("FSCK-806", f"inode {number} is listed twice", where)
+            self.listed_inodes.add(number)
         elif entry["entry_type"] != K["SS_FILE_WRITE"]:
             self.report.error("FSCK-805", f"entry type {entry['entry_type']}", where)
+            return
         elif not self.image.data_range(number, count):
             self.report.error("FSCK-805", f"blocks {number} + {count}", where)
+            return
         else:
-            kinds = self.blocks.kinds
-            wrong = [nr for nr in range(number, number + count) if kinds[nr] != HELD]
-            if wrong:
-                owner = self.blocks.describe(wrong[0])
-                self.report.error("FSCK-806", f"block {wrong[0]} belongs to {owner}", where)
+            self._blocks(number, count, where)
+        if self.snapshots.first(created) != epoch or epoch >= deleted:
+            what = f"what lived in epochs {created} to {deleted} is in another snapshot's list"
+            self.report.error("FSCK-806", what, where)
+
+    def _blocks(self, first: int, count: int, where: str) -> None:
+        for nr in range(first, first + count):
+            if self.blocks.kinds[nr] != HELD:
+                owner = self.blocks.describe(nr)
+                self.report.error("FSCK-806", f"block {nr} belongs to {owner}", where)
+            elif self.listed[nr]:
+                self.report.error("FSCK-806", f"block {nr} is listed twice", where)
+            self.listed[nr] = 1
+
+    def check_missing(self) -> None:
+        """Report what snapshots need and no list holds: the next mount would take it for free."""
+        for nr, kind in enumerate(self.blocks.kinds):
+            if kind == HELD and not self.listed[nr]:
+                self.report.error("FSCK-806", "no list holds it", f"block:{nr}")
+        for ino, state in self.states.items():
+            needed = self.snapshots.needed(state.create_epoch_id, state.delete_epoch_id)
+            if needed and ino not in self.listed_inodes:
+                self.report.error("FSCK-806", "no list holds it", f"inode:{ino}")
 
 
 def check_saved_lists(
     image: Image,
-    snapshots: list[Entry],
+    infos: list[Entry],
+    snapshots: Snapshots,
     states: dict[int, Replayed],
     blocks: Blocks,
     report: Report,
 ) -> None:
-    """Check the saved lists of all snapshots of a cleanly unmounted arena."""
-    lists = _Lists(image, states, blocks, report)
-    for info in snapshots:
+    """Check the saved lists of all snapshots (`infos`) of a cleanly unmounted arena."""
+    lists = _Lists(image, states, snapshots, blocks, report)
+    for info in infos:
         lists.check(info)
+    lists.check_missing()

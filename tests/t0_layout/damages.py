@@ -465,42 +465,106 @@ def snapshots_of_one_name(b: Sample) -> None:
     b.finish()
 
 
-def saved_list(b: Sample, block: int, **tail: int) -> int:
-    """Saved lists of the first snapshot, on CPU 3, holding one entry; gives back the list page."""
-    table, page = b.alloc(), b.alloc()
-    entry = struct.pack("<BBHIQQQ", K["SS_FILE_WRITE"], 0, 0, 1, block, b.first, b.second)
-    b.put(page * BLOCK, entry)
-    fields = {
-        "magic": K["MAGIC_LIST_PAGE"],
-        "num_entries": 1,
-        "epoch_id": b.first,
-        "csum": image.crc32c(entry),
-        **tail,
+def list_entry(kind: str, number: int, count: int, created: int, superseded: int) -> bytes:
+    return struct.pack("<BBHIQQQ", K[kind], 0, 0, count, number, created, superseded)
+
+
+def needed_entries(b: Sample) -> dict[int, list[bytes]]:
+    """What the lists of the two snapshots hold."""
+    return {
+        b.first: [
+            list_entry("SS_FILE_WRITE", b.old_block + 1, 1, b.first, b.second),
+            list_entry("SS_FILE_WRITE", b.old_block + 2, 1, b.first, b.third),
+            list_entry("SS_FILE_WRITE", b.old_data, 1, b.first, b.second),
+            list_entry("SS_INODE", b.old, 1, b.first, b.second),
+        ],
+        b.second: [list_entry("SS_FILE_WRITE", b.newer_block, 1, b.second, b.third)],
     }
-    b.set_fields(page * BLOCK + BLOCK - 32, "nv_list_page_tail", **fields)
-    head = struct.pack("<QQQ", 1, page * BLOCK, page * BLOCK)
-    b.put(table * BLOCK + 3 * 32, head + struct.pack("<Q", image.crc32c(head)))
-    at = STRUCTS["nv_snapshot_info"].offset("nvmm_page_off")
-    b.poke(b.info_off(b.first) + at, "Q", table * BLOCK)
+
+
+def save_lists(b: Sample, lists: dict[int, list[bytes]], **tail: int) -> int:
+    """Save lists, each as CPU 3's; gives back a list page. `tail` goes into the pages' tails."""
+    page = 0
+    for snapshot, entries in lists.items():
+        table, page = b.alloc(), b.alloc()
+        data = b"".join(entries)
+        b.put(page * BLOCK, data)
+        fields = {
+            "magic": K["MAGIC_LIST_PAGE"],
+            "num_entries": len(entries),
+            "epoch_id": snapshot,
+            "csum": image.crc32c(data),
+            **tail,
+        }
+        b.set_fields(page * BLOCK + BLOCK - 32, "nv_list_page_tail", **fields)
+        head = struct.pack("<QQQ", 1, page * BLOCK, page * BLOCK)
+        for cpu in range(K["MAX_CPUS"]):
+            fields_of = head if cpu == 3 else bytes(24)
+            csum = struct.pack("<Q", image.crc32c(fields_of))
+            b.put(table * BLOCK + cpu * 32, fields_of + csum)
+        at = STRUCTS["nv_snapshot_info"].offset("nvmm_page_off")
+        b.poke(b.info_off(snapshot) + at, "Q", table * BLOCK)
+    b.finish(lists_saved=1)
     return page
 
 
-@damage("FSCK-805", alone=True)
+@damage("FSCK-805")
 def list_page_magic(b: Sample) -> None:
-    saved_list(b, b.old_block + 1, magic=5)
+    save_lists(b, needed_entries(b), magic=5)
 
 
-@damage("FSCK-805", alone=True)
+@damage("FSCK-805")
 def list_page_checksum(b: Sample) -> None:
-    saved_list(b, b.old_block + 1, csum=5)
+    save_lists(b, needed_entries(b), csum=5)
+
+
+@damage("FSCK-805")
+def list_head_checksum(b: Sample) -> None:
+    page = save_lists(b, needed_entries(b))
+    b.data[(page - 1) * BLOCK + 9 * 32] ^= 1
 
 
 @damage("FSCK-805", alone=True)
 def list_cycle(b: Sample) -> None:
-    page = saved_list(b, b.old_block + 1)
+    page = save_lists(b, needed_entries(b))
     b.poke(page * BLOCK + BLOCK - 32, "Q", page * BLOCK)
+
+
+@damage("FSCK-805")
+def lists_missing(b: Sample) -> None:
+    b.finish(lists_saved=1)
 
 
 @damage("FSCK-806", alone=True)
 def list_of_a_free_block(b: Sample) -> None:
-    saved_list(b, b.blocks - 5)
+    lists = needed_entries(b)
+    lists[b.first].append(list_entry("SS_FILE_WRITE", b.blocks - 5, 1, b.first, b.second))
+    save_lists(b, lists)
+
+
+@damage("FSCK-806", alone=True)
+def block_listed_twice(b: Sample) -> None:
+    lists = needed_entries(b)
+    lists[b.first] *= 2
+    save_lists(b, lists)
+
+
+@damage("FSCK-806", alone=True)
+def list_lacks_a_block(b: Sample) -> None:
+    lists = needed_entries(b)
+    lists[b.first].pop(0)
+    save_lists(b, lists)
+
+
+@damage("FSCK-806", alone=True)
+def list_lacks_an_inode(b: Sample) -> None:
+    lists = needed_entries(b)
+    lists[b.first].pop()
+    save_lists(b, lists)
+
+
+@damage("FSCK-806", alone=True)
+def entry_in_another_snapshots_list(b: Sample) -> None:
+    lists = needed_entries(b)
+    lists[b.second].append(lists[b.first].pop(1))
+    save_lists(b, lists)

@@ -11,8 +11,9 @@ from t0_layout.damages import (
     copies_differ,
     journal_checksum,
     journal_length,
+    needed_entries,
     one_copy,
-    saved_list,
+    save_lists,
 )
 
 from nova_mp.tools import image, logs
@@ -35,10 +36,10 @@ def test_sample_is_clean() -> None:
 
 def test_good_saved_list_is_clean() -> None:
     sample = Sample()
-    saved_list(sample, sample.old_block + 1)
+    save_lists(sample, needed_entries(sample))
     report = check(sample.data)
     assert not report.counts, report.as_dict()
-    assert report.statistics["blocks"]["list"] == 2
+    assert report.statistics["blocks"]["list"] == 4
 
 
 @pytest.mark.parametrize(

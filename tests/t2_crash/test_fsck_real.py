@@ -264,6 +264,8 @@ def test_crash_and_clean_mount_agree_with_the_checker(seed: int) -> None:
         report = check(clean)
         assert report.ok and not report.warnings, format_report(report)
         assert report.statistics["arena"]["state"] == "clean"
+        assert dump(clean, "superblock")["copies"][0]["lists_saved"] == 1
+        assert report.statistics["blocks"]["list"] >= report.statistics["snapshots"]["count"]
     for image, state in ((crashed, "crashed"), (clean, "clean")):
         assert check(image).statistics["arena"]["state"] == state
         with arena(image, cpus=3) as again:
