@@ -61,6 +61,9 @@ class ModelCore(HostFileSystem):
     def snapshot_table(self) -> list[dict[str, Any]]:
         return []
 
+    def snapshot_frees(self, epoch_ids: list[int]) -> int:
+        return 0
+
 
 class WorkerThread(threading.Thread):
     """Serve `root` at `address` until `stop`; `fault` may be changed at any time."""

@@ -29,6 +29,9 @@ class SnapshotCore(ModelCore):
         super().__init__(root)
         self.closed = 0
 
+    def snapshot_frees(self, epoch_ids: tuple[int, ...]) -> int:
+        return 4096 * len(epoch_ids)
+
     def snapshot_open(self, epoch_id: int) -> Any:
         assert epoch_id == 7
         return self
@@ -174,6 +177,8 @@ VALUES = {
     "bool": st.booleans(),
     "str": st.sampled_from(["user.a", "", "x" * 300, "user.\0"]),
     "bytes": st.sampled_from([b"/f", b"/", b"", b"/d/e", b"/\xff", b"/n" * 3000]),
+    "tuple[int, ...]": st.lists(st.integers(-2, 5), max_size=3).map(tuple),
+    "tuple[int, ...]": st.lists(st.integers(-2, 2**63 - 1), max_size=4).map(tuple),
     "int | None": st.none() | st.integers(-(2**63), 2**63 - 1),
 }
 REQUESTS = st.sampled_from(sorted(set(ops.REPLIES) - {ops.OpenView}, key=lambda cls: cls.__name__))
