@@ -82,7 +82,7 @@ class Arena:
     def unmount(self) -> bytes:
         """Unmount in order; gives back the clean medium."""
         self.fs.close()
-        core.unmount(self.pm, self.dram)
+        core.unmount(self.pm, self.dram, self.memory.fd)
         return self.image()
 
     def close(self) -> None:

@@ -78,6 +78,12 @@ class Choice:
     words: int = 0
 
 
+def changed_lines(before: bytes, after: bytes) -> list[int]:
+    """Lines in which two images of the medium differ."""
+    starts = range(0, len(before), LINE)
+    return [at // LINE for at in starts if before[at : at + LINE] != after[at : at + LINE]]
+
+
 class Medium:
     """Persistent contents, and what is between cache and medium."""
 

@@ -43,6 +43,7 @@ class Twin:
         self.model = Model()
         self.held: list[tuple[Any, Node]] = []
         self.views: list[Any] = []
+        self.deferred: set[int] = set()
         self.log: list[str] = []
         self.refused = 0
         self.serial = 0
@@ -328,16 +329,33 @@ class Twin:
         if epoch_id is None:
             return
         self._say("snapshot_delete", epoch_id)
-        if any(view.epoch_id == epoch_id for view in self.views):
+        if not any(view.epoch_id == epoch_id for view in self.views):
+            self._delete(epoch_id)
+        elif at % 2:
+            assert not self.arena.fs.snapshot_delete(epoch_id, defer=True)
+            self.deferred.add(epoch_id)
+        else:
             try:
                 self.arena.fs.snapshot_delete(epoch_id)
             except OSError as error:
                 assert error.errno == errno.EBUSY
             else:
                 raise AssertionError(f"snapshot {epoch_id} was deleted though open")
-        else:
-            self.arena.fs.snapshot_delete(epoch_id)
-            del self.model.snapshots[epoch_id]
+
+    def _delete(self, epoch_id: int) -> None:
+        """Deletes a snapshot that nobody has open, and gets back as much space as was said."""
+        fs = self.arena.fs
+        self.arena.settle()
+        info = next(info for info in fs.snapshot_table() if info["epoch_id"] == epoch_id)
+        assert info["deferred"] == (epoch_id in self.deferred)
+        free = self.arena.free()
+        assert fs.snapshot_delete(epoch_id)
+        del self.model.snapshots[epoch_id]
+        self.deferred.discard(epoch_id)
+        self.arena.settle()
+        got = self.arena.free() - free
+        if all(node.links for _, node in self.held):
+            assert got * 4096 == info["exclusive_bytes"], f"{got} blocks, and not {info}"
 
     def view(self, at: int) -> None:
         epoch_id = chosen(sorted(self.model.snapshots), at)
@@ -348,8 +366,11 @@ class Twin:
     def view_close(self, at: int) -> None:
         if self.views:
             view = self.views.pop(at % len(self.views))
-            self._say("view_close", view.epoch_id)
+            epoch_id = view.epoch_id
+            self._say("view_close", epoch_id)
             view.close()
+            if epoch_id in self.deferred and all(v.epoch_id != epoch_id for v in self.views):
+                self._delete(epoch_id)
 
     # -- background work, crashes, mounts
 
@@ -384,7 +405,7 @@ class Twin:
     def crash(self, cpus: int) -> None:
         """Power fails. What had returned is there; files without a name are not."""
         self._say("crash", cpus)
-        self.held, self.views = [], []
+        self.held, self.views, self.deferred = [], [], set()
         self.arena = self.arena.crash(cpus)
         assert not self.arena.recovery["clean"]
 
@@ -395,7 +416,7 @@ class Twin:
             file.close()
         for view in self.views:
             view.close()
-        self.held, self.views = [], []
+        self.held, self.views, self.deferred = [], [], set()
         self.arena.settle()
         before = self.arena.fs.stats()["blocks"]
         # Log pages beyond a tail, left by operations that found no space, are free after a mount.
