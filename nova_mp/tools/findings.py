@@ -157,7 +157,7 @@ def format_report(report: Report) -> str:
     lines += [f"note: {note}" for note in report.notes]
     for group, values in report.statistics.items():
         if isinstance(values, dict):
-            text = "  ".join(f"{key} {value}" for key, value in values.items())
+            text = "  ".join(f"{key} {value}" for key, value in values.items() if value != "")
             lines.append(f"{group}: {text}")
         else:
             lines.append(f"{group}: {values}")

@@ -8,58 +8,43 @@ import struct
 from pathlib import Path
 
 import pytest
+from t0_layout.format_tables import PATH, SECTION, TABLE, rewritten
 
 from nova_mp.core import layout_fields
 from nova_mp.tools import fsck
 
-DOC = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text()
-SECTION = re.compile(r"^### `(nv_\w+)`: (\d+) bytes$", re.MULTILINE)
+DOC = PATH.read_text()
 STRUCTS = layout_fields.structs()
 K = layout_fields.constants()
 
 
 def rows(text: str) -> list[list[str]]:
     """Cells of the first table in `text`, without its heading."""
-    lines: list[list[str]] = []
-    for line in text.splitlines():
-        if line.startswith("|"):
-            cells = re.split(r"(?<!\\)\|", line.strip("|"))
-            lines.append([cell.strip().replace("\\|", "|") for cell in cells])
-        elif lines:
-            break
-    return lines[2:]
-
-
-def sections() -> dict[str, tuple[int, list[list[str]]]]:
-    found = list(SECTION.finditer(DOC))
-    ends = [match.start() for match in found[1:]] + [len(DOC)]
-    return {
-        match[1]: (int(match[2]), rows(DOC[match.end() : end]))
-        for match, end in zip(found, ends, strict=True)
-    }
+    match = TABLE.search(text)
+    assert match
+    lines = match[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_every_struct_is_documented() -> None:
-    assert set(sections()) == set(STRUCTS)
+    headings = {match[0] for match in SECTION.finditer(DOC)}
+    assert headings == {f"### `{name}`: {STRUCTS[name].size} bytes" for name in STRUCTS}
 
 
-@pytest.mark.parametrize("name", STRUCTS)
-def test_struct_table(name: str) -> None:
-    size, table = sections()[name]
-    declared = STRUCTS[name]
-    assert size == declared.size
-    expected = [
-        [str(field.offset), str(field.size), f"`{field.name}`", field.meaning]
-        for field in declared.fields
-    ]
-    assert table == expected
+def test_every_table_is_what_the_declaration_says() -> None:
+    """Names, offsets, sizes, values, meanings: see format_tables.py for how to bring them up."""
+    found = [match[0] for match in TABLE.finditer(DOC)]
+    expected = [match[0] for match in TABLE.finditer(rewritten(DOC))]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == theirs, "run: python tests/t0_layout/format_tables.py"
 
 
-def test_constant_table() -> None:
-    table = rows(DOC[DOC.index("## Constants") :])
-    documented = {name.strip("`"): int(value, 0) for name, value, _ in table}
-    assert documented == K
-    assert {name.strip("`"): text for name, _, text in table} == layout_fields.constant_meanings()
+@pytest.mark.parametrize("wrong", ["| 24 | 8 |", "| `BLOCK_SHIFT` | 12 |", "FSCK-405"])
+def test_a_wrong_table_is_noticed(wrong: str) -> None:
+    """The comparison can fail: a changed offset, value or code is not what is declared."""
+    damaged = DOC.replace(wrong, wrong.replace("4", "7").replace("12", "13"))
+    assert damaged != DOC
+    assert rewritten(damaged) == DOC
 
 
 def test_map_agrees_with_constants() -> None:
@@ -75,13 +60,6 @@ def test_map_agrees_with_constants() -> None:
         "last",
     ]
     assert journals + K["MAX_CPUS"] == data
-
-
-def test_findings_table() -> None:
-    table = rows(DOC[DOC.index("## Findings of the checker") :])
-    assert [row[0] for row in table] == list(fsck.CODES)
-    for code, meaning, invariants in table:
-        assert (meaning, invariants) == (fsck.CODES[code].meaning, fsck.CODES[code].invariants)
 
 
 def test_cited_invariants_are_defined() -> None:
