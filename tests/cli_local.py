@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,28 @@ class FakeSnapshots:
     def list(self) -> list[Snapshot]:
         return list(self.table)
 
+    def __iter__(self) -> Iterator[Snapshot]:
+        return iter(self.table)
+
     def get(self, key: Any) -> Snapshot:
         for snapshot in self.table:
-            if key in (snapshot.name, str(snapshot.epoch_id)):
+            number = key.epoch_id if isinstance(key, Snapshot) else key
+            if number in (snapshot.name, snapshot.epoch_id, str(snapshot.epoch_id)):
                 return snapshot
         raise NoSuchSnapshot(f"there is no snapshot {key!r}", "see snapshots.list()")
 
-    def delete(self, key: Any) -> None:
-        self.table.remove(self.get(key))
+    def delete(self, key: Any, defer: bool = False) -> bool:
+        found = self.get(key)
+        if found.opens and not defer:
+            raise OSError(errno.EBUSY, "the snapshot is open", str(found.epoch_id))
+        at = self.table.index(found)
+        self.table[at : at + 1] = [replace(found, deferred=True)] if found.opens else []
+        return not found.opens
+
+    def frees(self, keys: Any) -> int:
+        # What two of them share is freed with the second.
+        found = [self.get(key) for key in keys]
+        return sum(s.exclusive_bytes for s in found) + 4096 * (len(found) - 1)
 
     def open(self, key: Any) -> LocalFileSystem:
         self.get(key)

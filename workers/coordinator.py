@@ -97,7 +97,8 @@ class CoordinatorProcess:
             events=child.endpoints.events,
             workers=child.endpoints.workers,
         )
-        self._machine = Coordinator(own, int(stats["epoch_id"]), bool(stats["frozen"]))
+        deferred = [row["epoch_id"] for row in self._core.snapshot_table() if row["deferred"]]
+        self._machine = Coordinator(own, int(stats["epoch_id"]), bool(stats["frozen"]), deferred)
         self._jobs = JobThread()
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
@@ -186,7 +187,8 @@ class CoordinatorProcess:
                 topic = m.registration(type(instruction.message)).type_name.encode()
                 self._events.send_multipart([topic, *codec.encode(instruction.message)])
             elif kind is v.RunJob:
-                self._child.log.info(instruction.kind, arguments=instruction.arguments)
+                if instruction.asked:
+                    self._child.log.info(instruction.kind, arguments=instruction.arguments)
                 self._jobs.submit(getattr(self._core, instruction.kind), instruction.arguments)
             elif kind is v.QueryStatus:
                 read = v.StatusRead(

@@ -11,8 +11,10 @@ from nova_mp.cli.command import VerbGroup, verb
 from nova_mp.cli.operands import ArenaType
 from nova_mp.cli.output import Column, ListStyle, facts, iso_time, table
 from nova_mp.cli.report import Report
+from nova_mp.errors import NoSuchSnapshot
 
 if TYPE_CHECKING:
+    from nova_mp.client.base import FileSystem
     from nova_mp.client.snapshots import Snapshot
 
 _COLUMNS = (
@@ -21,6 +23,15 @@ _COLUMNS = (
     Column("CREATED"),
     Column("LIST PAGES", number=True),
     Column("EXCLUSIVE", number=True),
+    Column("LISTED", number=True),
+    Column("OPENS", number=True),
+    Column("DEFERRED"),
+)
+_FREES_COLUMNS = (
+    Column("ID", number=True),
+    Column("NAME"),
+    Column("FREES", number=True),
+    Column("OPENS", number=True),
 )
 
 
@@ -40,11 +51,39 @@ def _as_dict(snapshot: Snapshot) -> dict[str, Any]:
         "created": snapshot.created.isoformat(),
         "list_pages": snapshot.list_pages,
         "exclusive_bytes": snapshot.exclusive_bytes,
+        "listed_bytes": snapshot.listed_bytes,
+        "opens": snapshot.opens,
+        "deferred": snapshot.deferred,
     }
 
 
 def _time_ns(snapshot: Snapshot) -> int:
     return int(snapshot.created.timestamp() * 1_000_000) * 1000
+
+
+def _created(snapshot: Snapshot, style: ListStyle) -> str:
+    if style.exact:
+        return style.time(_time_ns(snapshot))
+    return f"{snapshot.created:%Y-%m-%d %H:%M:%S}Z"
+
+
+def _chosen(fs: FileSystem, operand: str) -> list[Snapshot]:
+    """The snapshots that an operand stands for: an id, a name, or a range of ids or names."""
+    try:
+        return [fs.snapshots.get(operand)]
+    except NoSuchSnapshot:
+        first, dots, last = operand.partition("..")
+        if not (dots and first and last):
+            raise
+    ends = [
+        int(end) if end.isdecimal() else fs.snapshots.get(end).epoch_id for end in (first, last)
+    ]
+    if ends[0] > ends[1]:
+        raise ValueError(f"a range begins with the older one: {last}..{first}")
+    found = [snapshot for snapshot in fs.snapshots if ends[0] <= snapshot.epoch_id <= ends[1]]
+    if not found:
+        raise NoSuchSnapshot(f"there is no snapshot in {operand}", "list those that there are")
+    return found
 
 
 @verb(
@@ -85,7 +124,9 @@ def create(report: Report, name: str, snapshot_name: str | None) -> dict[str, An
 def list_all(report: Report, name: str, style: ListStyle) -> dict[str, Any]:
     """List an arena's snapshots, oldest first.
 
-    EXCLUSIVE is what deleting that one alone would free.
+    CREATED is in UTC. EXCLUSIVE is what deleting that one alone would free, LISTED the data in its
+    lists: superseded, and needed by it and perhaps by newer ones. DEFERRED ones are deleted as soon
+    as nobody has them open.
     """
     import nova_mp
 
@@ -95,9 +136,12 @@ def list_all(report: Report, name: str, style: ListStyle) -> dict[str, Any]:
         (
             str(snapshot.epoch_id),
             snapshot.name or "-",
-            style.time(_time_ns(snapshot)),
+            _created(snapshot, style),
             str(snapshot.list_pages),
             style.size(snapshot.exclusive_bytes),
+            style.size(snapshot.listed_bytes),
+            str(snapshot.opens),
+            "yes" if snapshot.deferred else "-",
         )
         for snapshot in found
     ]
@@ -134,6 +178,9 @@ def show(report: Report, name: str, snapshot_id: str) -> dict[str, Any]:
             ("created", f"{style.time(_time_ns(snapshot))} ({iso_time(_time_ns(snapshot))})"),
             ("list pages", snapshot.list_pages),
             ("exclusive", f"{style.size(snapshot.exclusive_bytes)}, freed by deleting it alone"),
+            ("listed", f"{style.size(snapshot.listed_bytes)}, superseded since"),
+            ("opens", snapshot.opens),
+            ("deferred", "deleted once nobody has it open" if snapshot.deferred else "no"),
         ]
         report.say("\n".join(facts(pairs)))
     return {"snapshot": found or None}
@@ -142,28 +189,71 @@ def show(report: Report, name: str, snapshot_id: str) -> dict[str, Any]:
 @verb(
     "snapshot delete",
     "delete",
+    lists=True,
     examples="""
         nova-mp snapshot delete demo 3
-        nova-mp snapshot delete demo 3 4 before-upgrade
+        nova-mp snapshot delete demo 3..9 before-upgrade
+        nova-mp snapshot delete demo 3..9 --dry-run      what would that free?
+        nova-mp snapshot delete demo 3 --defer           once nobody has it open
     """,
 )
 @click.argument("name", type=ArenaType(), metavar="NAME")
 @click.argument("snapshot_ids", nargs=-1, required=True, metavar="ID...")
-def delete(report: Report, name: str, snapshot_ids: tuple[str, ...]) -> dict[str, Any]:
-    """Delete snapshots; each ID is an id or a name.
+@click.option("--defer", is_flag=True, help="Delete what is open once nobody has it open any more.")
+@click.option("--dry-run", is_flag=True, help="Delete nothing; show what that would free.")
+def delete(
+    report: Report,
+    name: str,
+    snapshot_ids: tuple[str, ...],
+    style: ListStyle,
+    defer: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """Delete snapshots; each ID is an id, a name, or a range A..B of those that there are.
 
-    The cleaner frees what they held in the background; `nova-mp snapshot wait` waits for it.
+    The cleaner frees what they held in the background; `nova-mp snapshot wait` waits for it. One
+    that is open is refused (exit code 4, or 3 if others were deleted), unless --defer is given.
     """
     import nova_mp
 
-    deleted = []
+    chosen: dict[int, Snapshot] = {}
+    deleted: list[dict[str, Any]] = []
+    deferred: list[dict[str, Any]] = []
     with report.attempt(name, verb="open", counts=False), nova_mp.attach(name) as fs:
-        for snapshot_id in snapshot_ids:
-            with report.attempt(f"{name}@{snapshot_id}"):
-                snapshot = fs.snapshots.get(snapshot_id)
-                fs.snapshots.delete(snapshot_id)
-                deleted.append(_as_dict(snapshot))
-    return {"deleted": deleted}
+        for operand in snapshot_ids:
+            with report.attempt(f"{name}@{operand}", counts=False):
+                chosen |= {snapshot.epoch_id: snapshot for snapshot in _chosen(fs, operand)}
+        if dry_run:
+            return _frees(report, fs, list(chosen.values()), style)
+        for snapshot in chosen.values():
+            with report.attempt(f"{name}@{snapshot.epoch_id}"):
+                gone = fs.snapshots.delete(snapshot.epoch_id, defer)
+                (deleted if gone else deferred).append(_as_dict(snapshot))
+                if not gone:
+                    report.say(f"{name}@{snapshot.epoch_id} is open; it is deleted afterwards")
+    return {"deleted": deleted, "deferred": deferred}
+
+
+def _frees(
+    report: Report, fs: FileSystem, chosen: list[Snapshot], style: ListStyle
+) -> dict[str, Any]:
+    """Show what deleting each of the chosen, and all of them together, would free."""
+    together = fs.snapshots.frees(chosen)
+    rows = [
+        (
+            str(snapshot.epoch_id),
+            snapshot.name or "-",
+            style.size(snapshot.exclusive_bytes),
+            str(snapshot.opens),
+        )
+        for snapshot in chosen
+    ]
+    if rows:
+        opens = str(sum(snapshot.opens for snapshot in chosen))
+        rows.append(("together", "-", style.size(together), opens))
+        report.say("\n".join(table(_FREES_COLUMNS, rows, style)))
+    report.done += len(chosen)
+    return {"would_delete": [_as_dict(each) for each in chosen], "would_free_bytes": together}
 
 
 @verb(

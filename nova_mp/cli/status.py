@@ -105,6 +105,8 @@ def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
     if "pid" in arena:
         pairs.append(("engine", f"pid {arena['pid']}, medium {arena['media']}"))
         pairs.append(("address", arena["address"]))
+    if arena.get("not_stopped"):
+        pairs.append(("not stopped", _not_stopped(arena)))
     stats = arena.get("stats")
     if stats:
         pairs += _counts(stats, style)
@@ -143,15 +145,40 @@ def _counts(stats: dict[str, Any], style: ListStyle) -> list[tuple[str, Any]]:
     limit = f" of {inodes['limit']:,}" if inodes["limit"] else ""
     backlog = snapshots["backlog"]
     left = f", {backlog:,} list entries to be reclaimed" if backlog else ""
+    pages = f", {snapshots['list_pages']:,} list pages" if snapshots["list_pages"] else ""
     pairs: list[tuple[str, Any]] = [
         ("inodes", f"{inodes['used']:,}{limit}"),
-        ("snapshots", f"{snapshots['count']}{left}"),
+        ("snapshots", f"{snapshots['count']}{pages}{left}"),
+        ("since mount", _snapshot_work(stats)),
         ("DRAM", f"{style.size(dram['bytes_used'])}, {style.size(dram['bytes_limit'])} at most"),
     ]
     recovery = stats.get("recovery")
     if recovery:
         pairs.append(("mounted", _mounted(recovery)))
     return pairs
+
+
+def _snapshot_work(stats: dict[str, Any]) -> str:
+    """What has been done for snapshots since the arena was mounted, with mean times."""
+    snapshots, counters = stats["snapshots"], stats["counters"]
+    done = []
+    for what, count, total_ns in (
+        ("taken", snapshots["creates"], snapshots["create_ns"]),
+        ("deleted", snapshots["deletes"], snapshots["delete_ns"]),
+        ("list entries appended", counters["list_appends"], None),
+        ("cleaned", counters["cleaned"], snapshots.get("clean_ns")),
+    ):
+        each = f" ({total_ns / count / 1000:,.1f} µs each)" if count and total_ns else ""
+        done.append(f"{count:,} {what}{each}")
+    return ", ".join(done)
+
+
+def _not_stopped(arena: dict[str, Any]) -> str:
+    """Who is still in an operation, so that a freeze waits for them."""
+    return "; ".join(
+        f"pid {slot['pid']} ({slot['title'] or slot['role']}) in {slot['op']}"
+        for slot in arena["not_stopped"]
+    )
 
 
 def _mounted(recovery: dict[str, Any]) -> str:
@@ -161,7 +188,7 @@ def _mounted(recovery: dict[str, Any]) -> str:
     rate = f" ({recovery['entries_per_second']:,.0f} entries a second)" if enough else ""
     return (
         f"{how}: {recovery['inodes']:,} inodes from {recovery['entries']:,} log entries"
-        f" in {recovery['seconds']:.3f} s{rate}"
+        f" in {recovery['seconds']:.3f} s{rate}; snapshot lists {recovery['lists']}"
     )
 
 

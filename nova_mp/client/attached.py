@@ -131,8 +131,11 @@ class AttachedSnapshots(Snapshots):
     def _create(self, name: str | None) -> int:
         return int(self._fs.control.snapshot_create(name))
 
-    def _delete(self, epoch_id: int) -> None:
-        self._fs.control.snapshot_delete(epoch_id)
+    def _delete(self, epoch_id: int, defer: bool) -> bool:
+        return bool(self._fs.control.snapshot_delete(epoch_id, defer=defer))
+
+    def _frees(self, epoch_ids: list[int]) -> int:
+        return int(self._fs.snapshot_frees(epoch_ids))
 
     def _open(self, snapshot: Snapshot) -> FileSystem:
         return SnapshotView(self._fs, snapshot)

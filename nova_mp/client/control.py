@@ -101,11 +101,16 @@ class ControlClient:
         reply = self.request(m.SnapshotCreate(name, limit), limit + REPLY_MARGIN_S)
         return self._expect(m.SnapshotCreated, reply).epoch_id
 
-    def snapshot_delete(self, epoch_id: int, timeout: float | None = None) -> None:
-        """Delete a snapshot. NoSuchSnapshot; OSError(EBUSY) while somebody has it open."""
+    def snapshot_delete(
+        self, epoch_id: int, timeout: float | None = None, *, defer: bool = False
+    ) -> bool:
+        """Delete a snapshot. NoSuchSnapshot; OSError(EBUSY) while somebody has it open.
+
+        With `defer` that is no error: it is deleted once nobody has it open, and False comes back.
+        """
         limit = self.timeout if timeout is None else timeout
-        reply = self.request(m.SnapshotDelete(epoch_id, limit), limit + REPLY_MARGIN_S)
-        self._expect(m.SnapshotDeleted, reply)
+        reply = self.request(m.SnapshotDelete(epoch_id, limit, defer), limit + REPLY_MARGIN_S)
+        return not self._expect(m.SnapshotDeleted, reply).deferred
 
     def snapshot_wait(self, timeout: float | None = None) -> None:
         """Wait until the cleaner has nothing left to free; `timeout` None waits for ever."""

@@ -304,8 +304,15 @@ class RemoteSnapshots(Snapshots):
     def _create(self, name: str | None) -> int:
         return int(self._fs.control.snapshot_create(name))
 
-    def _delete(self, epoch_id: int) -> None:
-        self._fs.control.snapshot_delete(epoch_id)
+    def _delete(self, epoch_id: int, defer: bool) -> bool:
+        return bool(self._fs.control.snapshot_delete(epoch_id, defer=defer))
+
+    def _frees(self, epoch_ids: list[int]) -> int:
+        question = ops.SnapshotFrees(tuple(epoch_ids))
+        size: int = self._fs.run(
+            requests.Request(question, lambda reply, payload: reply.size_bytes)
+        )
+        return size
 
     def _open(self, snapshot: Snapshot) -> FileSystem:
         return RemoteSnapshotView(self._fs, snapshot)

@@ -8,7 +8,7 @@ subclass of Snapshots.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,9 @@ class Snapshot:
     created          when (UTC)
     list_pages       pages of 4 KiB in its lists of what only snapshots hold
     exclusive_bytes  what deleting it alone would free
+    listed_bytes     data in its lists: what live files no longer have, and it is the first to need
+    opens            how many times it is open now
+    deferred         it is to be deleted once nobody has it open
     """
 
     epoch_id: int
@@ -37,6 +40,9 @@ class Snapshot:
     created: datetime
     list_pages: int
     exclusive_bytes: int
+    listed_bytes: int = 0
+    opens: int = 0
+    deferred: bool = False
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Snapshot:
@@ -48,6 +54,9 @@ class Snapshot:
             created=_EPOCH + timedelta(microseconds=int(row["create_time_ns"]) // 1000),
             list_pages=int(row.get("list_pages", 0)),
             exclusive_bytes=int(row.get("exclusive_bytes", 0)),
+            listed_bytes=int(row.get("listed_bytes", 0)),
+            opens=int(row.get("opens", 0)),
+            deferred=bool(row.get("deferred", False)),
         )
 
 
@@ -55,6 +64,7 @@ SnapshotKey = int | str | Snapshot
 # Inside the class, `list` is the method.
 SnapshotList = list[Snapshot]
 Rows = list[dict[str, Any]]
+Ids = list[int]
 
 
 class Snapshots(ABC):
@@ -100,12 +110,22 @@ class Snapshots(ABC):
             f"there is no snapshot {id_or_name!r}", "see which there are with snapshots.list()"
         )
 
-    def delete(self, id_or_name: SnapshotKey) -> None:
+    def delete(self, id_or_name: SnapshotKey, defer: bool = False) -> bool:
         """Delete a snapshot; what only it held is freed in the background (see `wait`).
 
-        NoSuchSnapshot if there is none, OSError(EBUSY) while somebody has it open.
+        NoSuchSnapshot if there is none, OSError(EBUSY) while somebody has it open. With `defer`
+        that is no error: it cannot be opened any more, and is deleted once the last who has it
+        open closes it; a power failure before undoes that. True if it is gone, False if deferred.
         """
-        self._delete(self.get(id_or_name).epoch_id)
+        return self._delete(self.get(id_or_name).epoch_id, defer)
+
+    def frees(self, ids_or_names: Iterable[SnapshotKey]) -> int:
+        """Bytes that deleting all these together would free.
+
+        That is more than the sum of their `exclusive_bytes` if some is needed by several of them,
+        and nobody else. Log space of files that live on comes on top.
+        """
+        return self._frees(sorted({self.get(key).epoch_id for key in ids_or_names}))
 
     def open(self, id_or_name: SnapshotKey) -> FileSystem:
         """Open a snapshot as a read-only file system, to be closed after use.
@@ -113,7 +133,13 @@ class Snapshots(ABC):
         Whatever would change something raises OSError(EROFS). The snapshot cannot be deleted while
         it is open.
         """
-        return self._open(self.get(id_or_name))
+        snapshot = self.get(id_or_name)
+        if snapshot.deferred:
+            raise NoSuchSnapshot(
+                f"snapshot {snapshot.epoch_id} is deleted as soon as nobody has it open",
+                "open another one: see snapshots.list()",
+            )
+        return self._open(snapshot)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the cleaner has freed everything that deleted snapshots held.
@@ -130,15 +156,19 @@ class Snapshots(ABC):
 
     @abstractmethod
     def _table(self) -> Rows:
-        """Rows {epoch_id, name, create_time_ns, list_pages, exclusive_bytes, opens}, ascending."""
+        """Rows as `Core.snapshot_table()` gives them, ascending."""
 
     @abstractmethod
     def _create(self, name: str | None) -> int:
         """Ask the coordinator for a snapshot; returns its id."""
 
     @abstractmethod
-    def _delete(self, epoch_id: int) -> None:
-        """Ask the coordinator to delete a snapshot."""
+    def _delete(self, epoch_id: int, defer: bool) -> bool:
+        """Ask the coordinator to delete a snapshot; False if that is deferred."""
+
+    @abstractmethod
+    def _frees(self, epoch_ids: Ids) -> int:
+        """Bytes that deleting these together would free."""
 
     @abstractmethod
     def _open(self, snapshot: Snapshot) -> FileSystem:

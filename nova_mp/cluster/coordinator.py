@@ -10,6 +10,9 @@ medium that the holder of the freeze was promised to be at rest.
        +--------------------------+----------------------------------------------------+
     any --stop or quit--> STOPPING (thaws if needed, lets the running job finish) --> STOPPED
 
+A deletion that was deferred, because somebody had the snapshot open, is tried again at each tick,
+as a job that nobody asked for. The core knows the mark as well, so a new coordinator finds it.
+
 Invariants
 - COORD-1: at most one job runs, and none but a thaw while FROZEN.
 - COORD-2: each change is made once: its request is in flight or the reply is remembered.
@@ -23,6 +26,7 @@ import enum
 import errno
 import os
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +50,14 @@ from nova_mp.cluster.vocabulary import (
     Unwatch,
     Watch,
 )
-from nova_mp.errors import ArenaBusy, EngineNotRunning, Frozen, ProtocolError, Timeout
+from nova_mp.errors import (
+    ArenaBusy,
+    EngineNotRunning,
+    Frozen,
+    NoSuchSnapshot,
+    ProtocolError,
+    Timeout,
+)
 from nova_mp.protocol import messages as m
 
 REPLIES_REMEMBERED = 4096
@@ -85,7 +96,7 @@ class Identity:
 
 @dataclass(slots=True)
 class _Job:
-    request_id: bytes
+    request_id: bytes | None
     message: Any
     deadline: float
 
@@ -125,15 +136,22 @@ _QUESTION_REPLIES = (m.HelloReply, m.Pong, m.StatusReply)
 class Coordinator(Machine):
     """The state machine of the coordinator process."""
 
-    def __init__(self, identity: Identity, epoch_id: int, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        epoch_id: int,
+        frozen: bool = False,
+        deferred: Iterable[int] = (),
+    ) -> None:
         """`frozen`: the arena was left frozen by a coordinator that died; its lease is unknown,
-        so it is thawed first."""
+        so it is thawed first. `deferred`: snapshots that it was to delete when they are closed."""
         super().__init__()
         self.identity = identity
         self.state = State.SERVING
         self.epoch_id = epoch_id
         self.deletions = 0
         self.reclaim_left = -1
+        self.deferred = set(deferred)
         self.processes: tuple[dict[str, Any], ...] = ()
         self._inherited_freeze = frozen
         self._queue: deque[_Job] = deque()
@@ -218,6 +236,11 @@ class Coordinator(Machine):
         while len(self._memory.replies) > REPLIES_REMEMBERED:
             self._memory.replies.popitem(last=False)
 
+    def _answer(self, job: _Job, message: Any) -> None:
+        """Reply to whoever asked for a job; what the coordinator does by itself nobody hears of."""
+        if job.request_id is not None:
+            self._reply(job.request_id, message)
+
     def _hello(self) -> m.HelloReply:
         own = self.identity
         return m.HelloReply(
@@ -284,7 +307,7 @@ class Coordinator(Machine):
         was, self.state = self.state, State.STOPPING
         stopping = m.error_reply(EngineNotRunning("the engine is stopping", "start it again"))
         while self._queue:
-            self._reply(self._queue.popleft().request_id, stopping)
+            self._answer(self._queue.popleft(), stopping)
         for waiter in self._waiters:
             self._reply(waiter.request_id, stopping)
         self._waiters.clear()
@@ -339,14 +362,15 @@ class Coordinator(Machine):
         while self._queue and self._running is None and self.state is State.SERVING:
             job = self._queue.popleft()
             if job.deadline < now:
-                self._reply(job.request_id, m.error_reply(_late(job.message)))
+                self._answer(job, m.error_reply(_late(job.message)))
                 continue
             self._running = job
             message = job.message
             if isinstance(message, m.SnapshotCreate):
                 self.emit(RunJob("snapshot_create", (message.name,)))
             elif isinstance(message, m.SnapshotDelete):
-                self.emit(RunJob("snapshot_delete", (message.epoch_id,)))
+                arguments = (message.epoch_id, message.defer)
+                self.emit(RunJob("snapshot_delete", arguments, job.request_id is not None))
             else:
                 self.state = State.FREEZING
                 self._freeze = _Freeze(message.pid, message.lease_s)
@@ -382,22 +406,43 @@ class Coordinator(Machine):
         message = job.message
         if isinstance(message, m.Freeze):
             self._on_frozen(job, event)
+        elif isinstance(message, m.SnapshotDelete):
+            self._on_deleted(job, message, event)
         elif event.error is not None:
-            self._reply(job.request_id, m.error_reply(event.error))
-        elif isinstance(message, m.SnapshotCreate):
+            self._answer(job, m.error_reply(event.error))
+        else:
             # The snapshot's id is the epoch that it closed.
             self.epoch_id = event.result + 1
             created = m.SnapshotCreated(event.result, message.name)
-            self._reply(job.request_id, created)
+            self._answer(job, created)
             self.emit(Publish(created))
             self._publish_epoch()
+
+    def _on_deleted(self, job: _Job, message: m.SnapshotDelete, event: JobDone) -> None:
+        epoch_id = message.epoch_id
+        if event.error is not None:
+            if isinstance(event.error, NoSuchSnapshot):
+                self.deferred.discard(epoch_id)
+            self._answer(job, m.error_reply(event.error))
+        elif not event.result:
+            self.deferred.add(epoch_id)
+            self._answer(job, m.SnapshotDeleted(epoch_id, self.deletions, deferred=True))
         else:
+            self.deferred.discard(epoch_id)
             self.deletions += 1
             self.reclaim_left = -1
-            deleted = m.SnapshotDeleted(message.epoch_id, self.deletions)
-            self._reply(job.request_id, deleted)
+            deleted = m.SnapshotDeleted(epoch_id, self.deletions)
+            self._answer(job, deleted)
             self.emit(Publish(deleted))
             self._publish_epoch()
+
+    def _try_deferred(self) -> None:
+        """Queue the deletions that were deferred; those that are still open stay deferred."""
+        if self.state is State.SERVING and self._running is None and not self._queue:
+            self._queue.extend(
+                _Job(None, m.SnapshotDelete(epoch_id, defer=True), float("inf"))
+                for epoch_id in sorted(self.deferred)
+            )
 
     def _on_frozen(self, job: _Job, event: JobDone) -> None:
         freeze = self._freeze
@@ -412,9 +457,9 @@ class Coordinator(Machine):
             error = event.error
             if isinstance(error, TimeoutError):
                 error = Timeout(error.strerror or str(error), "see what it does, or wait longer")
-            self._reply(job.request_id, m.error_reply(error))
+            self._answer(job, m.error_reply(error))
             return
-        self._reply(job.request_id, m.Done())
+        self._answer(job, m.Done())
         if self.state is State.STOPPING or freeze.holder_died:
             self._thaw()
             return
@@ -461,7 +506,9 @@ class Coordinator(Machine):
         self._answer_waiters(event.now)
         for job in [job for job in self._queue if job.deadline < event.now]:
             self._queue.remove(job)
-            self._reply(job.request_id, m.error_reply(_late(job.message)))
+            self._answer(job, m.error_reply(_late(job.message)))
+        self._try_deferred()
+        self._run_next(event.now)
         if self.state is State.FROZEN and self._freeze and self._freeze.ends <= event.now:
             self._thaw()
 
@@ -475,11 +522,11 @@ class Coordinator(Machine):
         )
         memory = self._memory
         require(not (memory.in_flight.keys() & memory.replies.keys()), "COORD-2: answered twice")
-        owners = [job.request_id for job in self._queue]
+        jobs = [*self._queue, *([self._running] if self._running else [])]
+        owners = [job.request_id for job in jobs if job.request_id is not None]
         owners += [waiter.request_id for waiter in self._waiters]
         owners += [question.request_id for question in self._questions.values()]
         owners += self._unfreezers
-        owners += [self._running.request_id] if self._running else []
         require(sorted(owners) == sorted(memory.in_flight), "COORD-2: a request was lost")
         has = self._freeze is not None
         if self.state in (State.FROZEN, State.FREEZING, State.THAWING):

@@ -93,6 +93,7 @@ class FileOpServer:
             ops.WriteFile: self._write_file,
             ops.Stats: self._stats,
             ops.ListSnapshots: self._list_snapshots,
+            ops.SnapshotFrees: self._snapshot_frees,
             ops.OpenView: self._open_view,
             ops.CloseView: self._close_view,
         }
@@ -360,6 +361,9 @@ class FileOpServer:
 
     def _list_snapshots(self, session: bytes, message: ops.ListSnapshots, payload: Any) -> Answer:
         return ops.SnapshotTable(tuple(self._core.snapshot_table())), NO_PAYLOAD
+
+    def _snapshot_frees(self, session: bytes, message: ops.SnapshotFrees, payload: Any) -> Answer:
+        return ops.SnapshotSpace(self._core.snapshot_frees(message.epoch_ids)), NO_PAYLOAD
 
     def _open_view(self, session: bytes, message: ops.OpenView, payload: Any) -> Answer:
         core = self._core.snapshot_open(message.epoch_id)

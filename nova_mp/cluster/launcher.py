@@ -387,7 +387,7 @@ def status(name: str) -> dict[str, Any]:
     `state` is "running" (or "freezing", "frozen", "thawing", "stopping"), "starting", "stopped"
     (unmounted clean) or "crashed" (the next start recovers it). A running engine adds `pid`,
     `processes`, `slots` and `stats`, with the statistics of its last recovery in
-    `stats["recovery"]`.
+    `stats["recovery"]`. `not_stopped` are the slots whose operations a freeze still waits for.
 
     Raises ArenaNotFound, CorruptArena, VersionMismatch.
     """
@@ -417,5 +417,7 @@ def status(name: str) -> dict[str, Any]:
         found["freeze_holder"] = reply.freeze_holder
         found["processes"] = list(reply.processes)
         found["slots"] = list(reply.slots)
+        freezing = found["state"] in ("freezing", "frozen")
+        found["not_stopped"] = [slot for slot in reply.slots if freezing and slot["epoch_id"]]
         found["stats"] = reply.stats
     return found

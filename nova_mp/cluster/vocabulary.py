@@ -146,11 +146,13 @@ class Publish:
 class RunJob:
     """Run a core operation in the job thread, then step with JobDone.
 
-    `kind` is snapshot_create(name), snapshot_delete(epoch_id), freeze(timeout_s) or unfreeze().
+    `kind` is snapshot_create(name), snapshot_delete(epoch_id, defer), freeze(timeout_s) or
+    unfreeze(). `asked`: somebody asked for it, and the log says so.
     """
 
     kind: str
     arguments: tuple[Any, ...]
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,13 @@ class SnapshotTable:
     rows: tuple[dict[str, Any], ...]
 
 
+@message("fs-snapshot-space")
+class SnapshotSpace:
+    """Reply to fs-snapshot-frees: what deleting them together would free."""
+
+    size_bytes: int
+
+
 @message("fs-view-opened")
 class ViewOpened:
     """Reply to fs-open-view: the snapshot's view."""
@@ -386,6 +393,13 @@ class ListSnapshots:
     """Request: the snapshot table. Answered by fs-snapshot-table."""
 
 
+@message("fs-snapshot-frees")
+class SnapshotFrees:
+    """Request: what deleting these snapshots together would free."""
+
+    epoch_ids: tuple[int, ...]
+
+
 @message("fs-open-view")
 class OpenView:
     """Request: open a snapshot, which cannot be deleted then. Answered by fs-view-opened."""
@@ -432,6 +446,7 @@ REPLIES: dict[type, type] = {
     WriteFile: Written,
     Stats: Counters,
     ListSnapshots: SnapshotTable,
+    SnapshotFrees: SnapshotSpace,
     OpenView: ViewOpened,
     CloseView: Done,
 }
@@ -451,6 +466,7 @@ RETRYABLE = frozenset(
         ReadFile,
         Stats,
         ListSnapshots,
+        SnapshotFrees,
     }
 )
 """Requests that may be carried out a second time without anybody noticing."""

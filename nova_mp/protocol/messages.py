@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from nova_mp import errors
 from nova_mp.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 """Version of the protocol; another one is refused. Any change of a message increments it."""
 
 STR_CHARACTERS_MAX = 64 << 10
@@ -239,18 +239,26 @@ class SnapshotCreated:
 
 @message("snapshot-delete")
 class SnapshotDelete:
-    """Request: delete a snapshot; not begun any more when `timeout_s` has passed in the queue."""
+    """Request: delete a snapshot; not begun any more when `timeout_s` has passed in the queue.
+
+    One that is open is refused as busy, or, with `defer`, deleted once nobody has it open.
+    """
 
     epoch_id: int
     timeout_s: float = 30.0
+    defer: bool = False
 
 
 @message("snapshot-deleted")
 class SnapshotDeleted:
-    """Reply to snapshot-delete, and event: the snapshot is gone; `deletions` counts such events."""
+    """Reply to snapshot-delete, and event: the snapshot is gone; `deletions` counts such events.
+
+    In a reply, `deferred` says that it is not gone yet, but will be; the event follows then.
+    """
 
     epoch_id: int
     deletions: int
+    deferred: bool = False
 
 
 @message("snapshot-wait")

@@ -81,7 +81,7 @@ def test_changes_wait_for_each_other_in_order() -> None:
     assert jobs(ask(coordinator, m.SnapshotDelete(1), 2)) == []
     assert jobs(ask(coordinator, m.SnapshotCreate("y"), 3)) == []
     assert jobs(done(coordinator, 1)) == ["snapshot_delete"]
-    assert jobs(done(coordinator)) == ["snapshot_create"]
+    assert jobs(done(coordinator, True)) == ["snapshot_create"]
 
 
 def test_a_request_sent_twice_is_done_once() -> None:
@@ -104,6 +104,38 @@ def test_a_failure_is_remembered_like_a_success() -> None:
     assert first[0].kind == "NoSuchSnapshot"
     assert sent(ask(coordinator, m.SnapshotDelete(9), 1)) == first
     assert coordinator.deletions == 0
+
+
+def test_a_deferred_deletion_is_tried_at_each_tick_until_it_is_done() -> None:
+    coordinator = machine(epoch_id=5)
+    out = ask(coordinator, m.SnapshotDelete(3, defer=True), 1)
+    assert out == [v.RunJob("snapshot_delete", (3, True))]
+    out = done(coordinator, False)
+    assert sent(out) == [m.SnapshotDeleted(3, 0, deferred=True)]
+    assert published(out) == [], "it is not gone yet"
+    again = v.RunJob("snapshot_delete", (3, True), asked=False)
+    for now in (1.0, 2.0):
+        assert again in coordinator.step(v.Tick(now))
+        assert done(coordinator, False, now=now) == []
+    assert again in coordinator.step(v.Tick(3.0))
+    out = done(coordinator, True, now=3.0)
+    assert published(out) == [m.SnapshotDeleted(3, 1), m.EpochEvent("one", 5, 1, False)]
+    assert sent(out) == []
+    assert jobs(coordinator.step(v.Tick(4.0))) == []
+
+
+def test_a_deferred_deletion_waits_for_a_thaw_and_ends_when_it_is_gone() -> None:
+    coordinator = Coordinator(OWN, 5, deferred=(3,))
+    coordinator.start()
+    ask(coordinator, m.Freeze(), 1)
+    done(coordinator)
+    assert jobs(coordinator.step(v.Tick(1.0))) == []
+    ask(coordinator, m.Unfreeze(), 2)
+    done(coordinator)
+    assert jobs(coordinator.step(v.Tick(2.0))) == ["snapshot_delete"]
+    # Somebody was quicker.
+    assert done(coordinator, error=NoSuchSnapshot("no snapshot 3", "list them")) == []
+    assert jobs(coordinator.step(v.Tick(3.0))) == []
 
 
 def test_while_frozen_only_the_thaw_runs() -> None:
@@ -187,7 +219,7 @@ def test_what_waited_too_long_is_never_begun() -> None:
 def test_wait_ends_when_the_cleaner_has_nothing_left_of_the_last_deletion() -> None:
     coordinator = machine()
     ask(coordinator, m.SnapshotDelete(1), 1)
-    done(coordinator)
+    done(coordinator, True)
     assert ask(coordinator, m.SnapshotWait(10.0), 2) == []
 
     def report(incarnation: str, deletions: int, left: int) -> list[Any]:
@@ -296,7 +328,10 @@ class Model:
         error = OSError(errno.EIO, "no") if failed else None
         if not failed and kind in ("freeze", "unfreeze"):
             self.is_frozen = kind == "freeze"
-        result = self.coordinator.epoch_id if kind == "snapshot_create" else None
+        result = {
+            "snapshot_create": self.coordinator.epoch_id,
+            "snapshot_delete": self.rng.random() < 0.7,
+        }.get(str(kind))
         self.check(done(self.coordinator, None if failed else result, error, self.now))
 
     def random_event(self) -> None:
@@ -312,7 +347,7 @@ class Model:
             number = self.rng.randrange(200)
             kinds = (
                 m.SnapshotCreate("n", 3.0),
-                m.SnapshotDelete(1, 3.0),
+                m.SnapshotDelete(1, 3.0, number % 4 < 2),
                 m.Freeze(1.0, self.rng.choice((0.0, 2.0)), "here", self.rng.choice((0, 42))),
                 m.Unfreeze(),
                 m.SnapshotWait(2.0),

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -310,7 +311,9 @@ def test_snapshots(cli: Cli) -> None:
     lines = cli("snapshot", "list", "demo").out.splitlines()
     assert lines[1].split()[:2] == ["1", "first"]
     bare = cli("snapshot", "list", "-H", "-p", "demo").out.splitlines()
-    assert bare[0].split("\t") == ["1", "first", "1893553445.678901000", "1", "8192"]
+    assert bare[0].split("\t") == [
+        *("1", "first", "1893553445.678901000", "1", "8192", "0", "0", "-")
+    ]
     assert "first" in cli("snapshot", "show", "demo", "1").out
     assert cli("ls", "demo@first:/data").out == "link\none\nsub\n"
     result = cli("rm", "demo@first:/data/one")
@@ -324,3 +327,37 @@ def test_snapshots(cli: Cli) -> None:
     assert cli("snapshot", "wait", "demo").code == 0
     assert cli("snapshot", "show", "demo", "first").code == 1
     assert cli("ls", "demo@first:/").code == 1
+
+
+def test_deleting_several_snapshots(cli: Cli) -> None:
+    def ids() -> list[int]:
+        return [row["id"] for row in cli("snapshot", "list", "--json", "demo").json["snapshots"]]
+
+    for number in range(1, 8):
+        cli("snapshot", "create", "demo", "--name", f"s{number}")
+    shown = cli("snapshot", "delete", "demo", "2..4", "s3", "--dry-run")
+    assert shown.code == 0
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["ID", "2", "3", "4", "together"]
+    wanted = cli("snapshot", "delete", "demo", "s2..s4", "--dry-run", "--json").json
+    assert wanted["would_free_bytes"] == 3 * 8192 + 2 * 4096
+    assert len(wanted["would_delete"]) == 3
+    assert ids() == [1, 2, 3, 4, 5, 6, 7]
+    assert cli("snapshot", "delete", "demo", "1..3", "0..2").code == 0
+    assert ids() == [4, 5, 6, 7]
+    for operands, words in ((["1..3"], "no snapshot in 1..3"), (["7..5"], "5..7"), (["x"], "x")):
+        refused = cli("snapshot", "delete", "demo", *operands)
+        assert refused.code in (1, 2)
+        assert words in refused.err
+
+    table = cli.arenas.open["demo"].snapshots.table
+    table[1] = replace(table[1], opens=1)
+    busy = cli("snapshot", "delete", "demo", "5")
+    assert busy.code == 4, "busy"
+    assert "the snapshot is open" in busy.err
+    assert cli("snapshot", "delete", "demo", "4..6").code == 3, "partly done"
+    assert ids() == [5, 7]
+    later = cli("snapshot", "delete", "--json", "demo", "5", "--defer").json
+    assert (later["deleted"], [row["id"] for row in later["deferred"]]) == ([], [5])
+    rows = cli("snapshot", "list", "--json", "demo").json["snapshots"]
+    assert [row["deferred"] for row in rows] == [True, False]
+    assert cli("snapshot", "delete", "demo", "7", "--dry-run").code == 0

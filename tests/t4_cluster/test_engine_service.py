@@ -11,9 +11,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 from t4_cluster.cluster_help import attached, eventually, kill, processes
@@ -26,6 +28,10 @@ from nova_mp.protocol import codec
 from nova_mp.protocol import messages as m
 
 _numbers = itertools.count()
+BUSY = (
+    "__import__('threading').Thread(daemon=True, target=lambda:"
+    " [fs.write_bytes('/busy', bytes(1 << 20)) for _ in iter(int, 1)]).start()"
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +165,69 @@ def test_an_open_snapshot_is_not_deleted(engine: nova_mp.Engine) -> None:
             assert caught.value.errno == errno.EBUSY
             assert view.read_bytes("/open") == b"then"
         fs.snapshots.delete(snapshot.epoch_id)
+
+
+@pytest.mark.parametrize("way", ["attach", "connect"])
+def test_a_deferred_deletion_happens_at_the_last_close(engine: nova_mp.Engine, way: str) -> None:
+    with attached(engine.name) as other, getattr(nova_mp, way)(engine.name) as fs:
+        fs.write_bytes("/deferred", b"then")
+        snapshot = fs.snapshots.create("deferred")
+        other.say("setattr(sys, 'view', fs.snapshots.open('deferred'))")
+        assert other.hear() == "None"
+        view = fs.snapshots.open(snapshot)
+        assert fs.snapshots.get(snapshot).opens == 2
+        fs.unlink("/deferred")
+        assert fs.snapshots.delete("deferred", defer=True) is False
+        shown = fs.snapshots.get(snapshot)
+        assert shown.deferred
+        assert shown.exclusive_bytes == fs.snapshots.frees([snapshot, "deferred"]) > 0
+        with pytest.raises(nova_mp.NoSuchSnapshot, match="nobody has it open"):
+            fs.snapshots.open(snapshot)
+        assert view.read_bytes("/deferred") == b"then"
+        view.close()
+        assert snapshot.epoch_id in snapshots(fs), "the other process still has it open"
+        # The last who has it open dies, instead of closing it.
+        kill(other.pid)
+        eventually("it is deleted", lambda: snapshot.epoch_id not in snapshots(fs), 5.0)
+        with pytest.raises(nova_mp.NoSuchSnapshot):
+            fs.snapshots.frees([snapshot])
+        fs.snapshots.wait(10.0)
+
+
+def test_a_new_coordinator_finds_deferred_deletions(engine: nova_mp.Engine) -> None:
+    with nova_mp.attach(engine.name) as fs:
+        snapshot = fs.snapshots.create()
+        with fs.snapshots.open(snapshot):
+            assert fs.snapshots.delete(snapshot, defer=True) is False
+            before = processes(engine.name)["coordinator"]
+            kill(before)
+            eventually("it is back", lambda: restarted(engine.name, "coordinator", before))
+            assert snapshot.epoch_id in snapshots(fs)
+        eventually("it is deleted", lambda: snapshot.epoch_id not in snapshots(fs), 5.0)
+
+
+def test_freeze_names_who_has_not_stopped(engine: nova_mp.Engine, control: ControlClient) -> None:
+    assert nova_mp.status(engine.name)["not_stopped"] == []
+    with attached(engine.name) as other:
+        other.say(BUSY)
+        assert other.hear() == "None"
+        for _ in range(1000):
+            # Stopped in the middle of an operation, sooner or later.
+            kill(other.pid, signal.SIGSTOP)
+            eventually("it has stopped", lambda: psutil.Process(other.pid).status() == "stopped")
+            row = next(s for s in control.status().slots if s["pid"] == other.pid and s["thread"])
+            if row["epoch_id"]:
+                break
+            kill(other.pid, signal.SIGCONT)
+        assert row["epoch_id"], "never met in an operation"
+        with ThreadPoolExecutor(1) as pool:
+            freezing = pool.submit(ControlClient(engine.name).freeze, 1.0)
+            eventually("it is freezing", lambda: control.status().state == "freezing")
+            found = nova_mp.status(engine.name)
+            assert [(s["pid"], s["op"]) for s in found["not_stopped"]] == [(other.pid, row["op"])]
+            with pytest.raises(nova_mp.Timeout, match=str(other.pid)):
+                freezing.result()
+        assert control.status().state == "serving", "a freeze that fails leaves nothing frozen"
 
 
 def test_freeze_holds_operations_back(control: ControlClient, engine: nova_mp.Engine) -> None:
