@@ -162,6 +162,7 @@ class Demo:
                 latency.record([after - before])
 
             found = self._work("nova_mp", target, take, pool)
+            counters = file_system.stats()["counters"]
             self.histories = pool.call("hand_over")
             held = space(file_system)
             self._verify_snapshots(pool)
@@ -175,6 +176,7 @@ class Demo:
                 "create_latency": latency.summary(), **deletion,
             },
             "space": {"with_snapshots": held, "without": self.before_crash},
+            "counters": {name: count for name, count in counters.items() if count},
         }
 
     # ------------------------------------------------------------------------------- verify
