@@ -17,7 +17,7 @@ from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, NV_FROZEN, SLOT_ACTIVE, SL
                                 nv_cpu, nv_ctx, nv_dram_header, nv_slot, nv_snapshot, nv_trace,
                                 slot_at)
 from nova_mp.core.layout cimport BLOCK_BYTES, DATA_NR
-from nova_mp.core.reclaim cimport clean_backlog, clean_lists, gc_all
+from nova_mp.core.reclaim cimport clean_backlog, clean_done_blocks, clean_lists, gc_all
 from nova_mp.core.repair cimport reap_slot
 from nova_mp.core.snaplist cimport snap_exclusive, snap_frees
 from nova_mp.core.snapshot cimport snap_create, snap_delete
@@ -53,8 +53,8 @@ cdef class Admin(Process):
     def snapshot_delete(self, uint64_t epoch_id, bint defer=False):
         """Deletes a snapshot; the cleaner frees what it alone held.
 
-        While it is open: OSError(EBUSY), or with `defer` a mark; the coordinator then deletes it once no
-        view is open. Returns True if it is deleted, False if that was deferred.
+        While it is open: OSError(EBUSY), or with `defer` a mark; the coordinator then deletes it
+        once no view is open. Returns True if it is deleted, False if that was deferred.
         """
         cdef nv_ctx* c = self.ctx()
         cdef int rc
@@ -73,9 +73,10 @@ cdef class Admin(Process):
         return rc == 0
 
     def snapshot_frees(self, ids):
-        """Bytes that deleting these snapshots together would free; NoSuchSnapshot if one is not there.
+        """Bytes that deleting these snapshots together would free; NoSuchSnapshot if one is gone.
 
-        Exact for data and for the logs of deleted files; log space of files that live on comes on top.
+        Exact for data and for the logs of deleted files; log space of files that live on comes on
+        top.
         """
         cdef nv_ctx* c = self.ctx()
         cdef uint64_t blocks = 0, n = 0
@@ -94,7 +95,8 @@ cdef class Admin(Process):
                     n += 1
             for epoch_id in wanted:
                 if snap_find(c, epoch_id) == NULL:
-                    raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}", "list the snapshots there are")
+                    raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}",
+                                                "list the snapshots there are")
                 blocks += snap_frees(c, snap_find(c, epoch_id), left, n)
             return blocks * BLOCK_BYTES
         finally:
@@ -232,7 +234,9 @@ cdef class Admin(Process):
                 "count": h.snap_live, "creates": h.snapshot_creates,
                 "create_ns": h.snapshot_create_ns,
                 "deletes": h.snapshot_deletes, "delete_ns": h.snapshot_delete_ns,
-                "backlog": clean_backlog(c), "list_pages": sum(cpu["list_pages"] for cpu in cpus),
+                "backlog": clean_backlog(c), "clean_ns": h.clean_ns,
+                "cleaned": sum(cpu["counters"]["cleaned"] for cpu in cpus),
+                "appends": sum(cpu["counters"]["list_appends"] for cpu in cpus), "list_pages": sum(cpu["list_pages"] for cpu in cpus),
             },
             "recovery": recovery_stats(h),
             "dram": {
@@ -293,7 +297,7 @@ cdef _cpu_stats(nv_ctx* c, uint32_t nr):
     counters.update({name: totals[k] for name, k in COUNTERS.items()})
     return {
         "cpu": nr, "blocks": cpu.blocks.end - cpu.blocks.first, "free_blocks": cpu.blocks.free,
-        "held_blocks": cpu.held_blocks, "inodes": cpu.inodes_used, "list_pages": cpu.list_pages,
+        "held_blocks": cpu.held_blocks - clean_done_blocks(c, nr), "inodes": cpu.inodes_used, "list_pages": cpu.list_pages,
         "list_appends": cpu.appends, "processes": processes, "counters": counters,
     }
 

@@ -270,6 +270,8 @@ cdef void blocks_free(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil:
     s.rel_undo = 0
     s.rel_pages = 0
     s.rel_ino = 0
+    s.rel_create_epoch = 0
+    s.rel_delete_epoch = 0
     nv_fence_release()
     s.rel_state = 1
     blocks_free_announced(c)

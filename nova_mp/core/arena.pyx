@@ -12,14 +12,17 @@ from libc.string cimport memset
 from nova_mp import errors
 from nova_mp.core.arch cimport NV_FLUSH_NONE, nv_best_flush, nv_store32
 from nova_mp.core.boundary import MEDIA
-from nova_mp.core.dram cimport (DRAM_PAGE, MEDIA_PMEM, MEDIA_REAL, REBUILD_LISTS, ROLE_SUPERVISOR, SLOT_FREE,
-                                STATE_READY, STATE_STOPPING, nv_ctx, nv_dram_header, slot_at)
+from nova_mp.core.dram cimport (DRAM_PAGE, MEDIA_PMEM, MEDIA_REAL, REBUILD_LISTS, ROLE_SUPERVISOR,
+                                SLOT_FREE, STATE_READY, STATE_STOPPING, nv_ctx, nv_dram_header,
+                                slot_at)
 from nova_mp.core.layout cimport (BLOCK_BYTES, DATA_NR, FORMAT_VERSION, MAX_BLOCKS, MAX_CPUS,
                                   MIN_BLOCKS, MOUNT_CLEAN, nv_superblock)
 from nova_mp.core.listsave cimport lists_save
 from nova_mp.core.pmem cimport superblock_newest, superblock_write
 from nova_mp.core.reclaim cimport clean_lists
 from nova_mp.core.recovery cimport arena_format, base_bytes, dram_format, nv_mount_error, recover
+from nova_mp.core.snapshot cimport snap_delete
+from nova_mp.core.snaptable cimport snap_at
 from nova_mp.core.sync cimport ctx_init, slot_give_back, slot_take
 
 
@@ -189,10 +192,19 @@ cdef recovery_stats(nv_dram_header* h):
     }
 
 
+cdef void delete_deferred(nv_ctx* c) noexcept nogil:
+    # All processes have left, so no view is open: what was put off until then is due.
+    cdef uint32_t i
+    for i in range(c.hdr.snap_count):
+        if snap_at(c, i) != NULL and snap_at(c, i).deferred:
+            snap_delete(c, snap_at(c, i).epoch_id, False)
+
+
 def unmount(pmem, dram, int dram_fd=-1):
     """Saves the snapshot lists and marks the arena clean.
 
-    Every process must have left: OSError(EBUSY) otherwise. `dram_fd` lets the segment grow meanwhile.
+    Every process must have left: OSError(EBUSY) otherwise. `dram_fd` lets the segment grow
+    meanwhile.
     """
     cdef _Mapping m = _Mapping(pmem, dram)
     cdef nv_ctx c
@@ -210,6 +222,7 @@ def unmount(pmem, dram, int dram_fd=-1):
     ctx_init(&c, &m.arena, slot_take(&m.arena, ROLE_SUPERVISOR, 0, 0, b"unmount"))
     c.privileged = 1
     with nogil:
+        delete_deferred(&c)
         saved = clean_lists(&c, <uint64_t>-1) == 0 and lists_save(&c)
     sb = superblock_newest(&c)[0]
     sb.lists_saved = 1 if saved else 0

@@ -27,6 +27,7 @@ cdef void dir_add(nv_ctx* c, nv_inode_header* h, uint64_t dentry_off) noexcept n
 cdef uint64_t dir_remove(nv_ctx* c, nv_inode_header* h, const char* name,
                          uint32_t name_len) noexcept nogil
 cdef void dir_retarget(nv_ctx* c, nv_inode_header* h, uint64_t new_off) noexcept nogil
+cdef void build_finish(nv_ctx* c) noexcept nogil
 cdef void dir_recount(nv_ctx* c, nv_inode_header* h) noexcept nogil
 
 

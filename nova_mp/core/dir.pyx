@@ -3,9 +3,11 @@
 from libc.errno cimport ENOSPC
 from libc.string cimport memcmp
 from nova_mp.core.arch cimport nv_check, nv_fence_release, nv_name_hash, nv_store64
-from nova_mp.core.dram cimport nv_index, nv_slot
+from nova_mp.core.dram cimport (BUILD_NEW, BUILD_NONE, BUILD_OLD, BUILD_SWITCH, dram_off, nv_index,
+                                nv_slot)
 from nova_mp.core.index cimport (REF_BITS, REF_MASK, index_cell, index_get, index_next, index_prune,
                                  index_reserve, make_ref, ref_off)
+from nova_mp.core.pmem cimport fail_point
 from nova_mp.core.sync cimport seq_begin, seq_end
 
 
@@ -60,7 +62,6 @@ cdef int dir_reserve(nv_ctx* c, nv_inode_header* h, uint32_t names) noexcept nog
     cdef uint64_t need = h.blocks + names
     cdef uint64_t log2 = 3
     cdef uint64_t pos, word
-    cdef nv_index old
     cdef int rc
     if (need + h.tombs) * 4 <= cells * 3:
         return 0
@@ -69,9 +70,10 @@ cdef int dir_reserve(nv_ctx* c, nv_inode_header* h, uint32_t names) noexcept nog
         log2 += 1
     if log2 > DIR_TAG_BITS:
         return -ENOSPC
+    s.build_phase = BUILD_NEW
     rc = index_reserve(c, NULL, &s.build, 0, (<uint64_t>1 << log2) - 1)
     if rc:
-        index_prune(c, &s.build, 0)
+        build_finish(c)
         return rc
     pos = index_next(c, &h.index, 0, cells)
     while pos < cells:
@@ -79,18 +81,40 @@ cdef int dir_reserve(nv_ctx* c, nv_inode_header* h, uint32_t names) noexcept nog
         if word > DIR_TOMB:
             table_put(c, &s.build, (<uint64_t>1 << log2) - 1, word)
         pos = index_next(c, &h.index, pos + 1, cells)
-    old = h.index
-    if c.a.rebuild == 0:
-        seq_begin(h)
-    h.index.inline_word = s.build.inline_word
-    nv_store64(&h.index.root, s.build.root)
-    h.dir_log2 = <unsigned char>log2
-    h.tombs = 0
-    if c.a.rebuild == 0:
-        seq_end(h)
-    s.build = old
-    index_prune(c, &s.build, 0)
+    s.build_old = h.index
+    s.build_log2 = log2
+    s.build_off = dram_off(c, h)
+    nv_fence_release()
+    s.build_phase = BUILD_SWITCH
+    build_finish(c)
     return 0
+
+
+cdef void build_finish(nv_ctx* c) noexcept nogil:
+    # The new table takes the place of the old one, which is freed; a table that is not ready is
+    # freed itself. Also done by a repairer, from any point.
+    cdef nv_slot* s = c.slot
+    cdef nv_inode_header* h
+    if s.build_phase == BUILD_SWITCH:
+        h = <nv_inode_header*>(c.dram + s.build_off)
+        if c.a.rebuild == 0:
+            seq_begin(h)
+        h.index = s.build
+        h.dir_log2 = <unsigned char>s.build_log2
+        h.tombs = 0
+        fail_point(c, "dir.switched")
+        if c.a.rebuild == 0:
+            seq_end(h)
+        nv_fence_release()
+        s.build_phase = BUILD_OLD
+    if s.build_phase == BUILD_OLD:
+        index_prune(c, &s.build_old, 0)
+        s.build.root = 0
+        s.build.inline_word = 0
+    else:
+        index_prune(c, &s.build, 0)
+    nv_fence_release()
+    s.build_phase = BUILD_NONE
 
 
 cdef void dir_add(nv_ctx* c, nv_inode_header* h, uint64_t dentry_off) noexcept nogil:

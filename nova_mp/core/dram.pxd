@@ -65,6 +65,11 @@ cdef enum:
     REBUILD_LISTS = 1                # nv_arena.rebuild: superseded blocks are recorded again
     REBUILD_RESTORED = 2             # the lists were restored: nothing is recorded
 
+    BUILD_NONE = 0
+    BUILD_NEW = 1                    # the new table is not in use yet: a repairer frees it
+    BUILD_SWITCH = 2                 # the header changes: a repairer does it again
+    BUILD_OLD = 3                    # the old table is being freed
+
     INODE_HAS_XATTR = 1              # header flags
     INODE_DEAD = 2                   # unlinked for the last time
     INODE_IN_LIST = 4                # recorded in a snapshot list
@@ -205,7 +210,11 @@ cdef struct nv_slot:                 # IN DRAM. One thread of an attached proces
     uint64_t rel_undo                # log position to go on from once the blocks are released
     uint64_t undo_off                # how far the uncommitted entries were undone
     uint64_t evict_ino               # dead inode being taken apart
-    nv_index build                   # directory table being built, or the old one being freed
+    nv_index build                   # directory table being built
+    nv_index build_old               # the one it replaces
+    uint64_t build_phase             # BUILD_*
+    uint64_t build_off               # DRAM: header of the directory
+    uint64_t build_log2              # log2 of the new table's cells
     uint64_t dpend_off               # DRAM object taken, not yet linked
     uint64_t dpend_pages             # its pages, 0: a slab object
     uint64_t dpend_link_off          # DRAM word that will refer to it
@@ -217,6 +226,8 @@ cdef struct nv_slot:                 # IN DRAM. One thread of an attached proces
     uint64_t arg                     # operation's argument (snapshot descriptor, list page)
     uint64_t spare_head              # list pages kept ready
     uint64_t spare_count
+    uint64_t spare_page              # the first of them while it moves into a list
+    uint64_t spare_next              # the one after that
     uint64_t open_head               # process slot: first page of its open table
     # -- statistics
     uint64_t counters[40]            # see COUNTERS in sync.pyx
@@ -310,6 +321,7 @@ cdef struct nv_dram_header:          # IN DRAM. First page
     uint64_t snapshot_create_ns
     uint64_t snapshot_deletes
     uint64_t snapshot_delete_ns
+    uint64_t clean_ns                # spent cleaning lists
     uint64_t clean_bell              # grows when there is something to clean
     uint64_t gc_fast_pages
     uint64_t gc_thorough_pages

@@ -427,7 +427,8 @@ cdef void read_attr(nv_ctx* c, nv_inode_header* h, uint64_t ino, nv_attr* attr) 
     attr.blocks = h.blocks
     attr.generation = h.generation
     if h.mode & S_IFMT == S_IFDIR:
-        # Names live in the log, which garbage collection shortens: a constant is as true as anything.
+        # Names live in the log, which garbage collection shortens: a constant is as true as
+        # anything.
         attr.size = BLOCK_BYTES
         attr.blocks = 1
 

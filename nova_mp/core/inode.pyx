@@ -2,10 +2,10 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
-from nova_mp.core.alloc cimport blocks_free, blocks_free_announced, pend_done
+from nova_mp.core.alloc cimport blocks_free_announced, pend_done
 from nova_mp.core.arch cimport nv_crc32c, nv_fence_release, nv_file_time_ns, nv_store64
 from nova_mp.core.dir cimport dentry_at, dir_add, dir_lookup, dir_remove, dir_reserve
-from nova_mp.core.dram cimport INODE_HAS_XATTR, INODE_IN_LIST, nv_slot, nv_tx
+from nova_mp.core.dram cimport INODE_HAS_XATTR, INODE_IN_LIST, OP_CLEAN, nv_slot, nv_tx
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_next, index_prune, index_reserve,
                                  make_ref, ref_off, word_block)
 from nova_mp.core.itable cimport (PI_LOG_HEAD, PI_LOG_TAIL, header_of, inode_destroy, inode_off,
@@ -95,22 +95,43 @@ cdef void header_init(nv_inode_header* h, uint32_t generation) noexcept nogil:
     h.gc_pages = GC_FIRST_PAGES
 
 
+cdef uint64_t undo_entry(nv_ctx* c, uint64_t pos, uint64_t tail) noexcept nogil:
+    # Gives back the data blocks of the entry at `pos`; the position of the next one.
+    cdef nv_slot* s = c.slot
+    cdef nv_write_entry* e = <nv_write_entry*>(c.pm + pos)
+    cdef uint64_t next_pos = log_position(c, pos + e.slots * LINE_BYTES, tail)
+    if e.entry_type == ENTRY_WRITE:
+        if s.pend_len and s.pend_block == e.block_nr:
+            pend_done(c)
+        s.rel_extent = <uint64_t>e.block_nr << 32 | e.num_pages
+        s.rel_link_off = 0
+        s.rel_ino = 0
+        s.rel_pages = 0
+        s.rel_create_epoch = 0
+        s.rel_delete_epoch = 0
+        s.rel_undo = next_pos
+        nv_fence_release()
+        s.rel_state = 1
+        blocks_free_announced(c)
+    s.undo_off = next_pos
+    nv_fence_release()
+    s.rel_state = 0
+    return next_pos
+
+
 cdef void inode_abandon(nv_ctx* c, uint64_t ino) noexcept nogil:
     # An inode that never became valid: its log's data blocks, its log pages, its slot.
     cdef uint64_t off = inode_off(c, ino)
     cdef nv_inode* pi = <nv_inode*>(c.pm + off)
-    cdef nv_write_entry* e
+    cdef nv_slot* s = c.slot
     cdef uint64_t pos
     if pi.log_head_off and pi.log_tail_off:
-        pos = log_position(c, pi.log_head_off, pi.log_tail_off)
+        # undo_off: where a repairer who died in this came to.
+        pos = log_position(c, s.undo_off if s.undo_off else pi.log_head_off, pi.log_tail_off)
         while pos != pi.log_tail_off:
-            e = <nv_write_entry*>(c.pm + pos)
-            if e.entry_type == ENTRY_WRITE:
-                if c.slot.pend_len and c.slot.pend_block == e.block_nr:
-                    pend_done(c)
-                blocks_free(c, e.block_nr, e.num_pages)
-            pos = log_position(c, pos + e.slots * LINE_BYTES, pi.log_tail_off)
+            pos = undo_entry(c, pos, pi.log_tail_off)
         pm_store64(c, off + PI_LOG_TAIL, 0)
+        s.undo_off = 0
     inode_destroy(c, ino)
 
 
@@ -155,7 +176,10 @@ cdef void evict(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogil:
     if h.flags & INODE_IN_LIST or record_inode(
             c, ino, h.log_pages, pi.create_epoch_id, pi.delete_epoch_id):
         h.flags |= INODE_IN_LIST
+        nv_fence_release()
         c.slot.evict_ino = 0
+        c.slot.rel_state = 0
+        c.slot.rel_ino = 0
     else:
         inode_destroy(c, ino)
 
@@ -198,10 +222,11 @@ cdef void supersede_run(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t pg
     s.rel_pgoff = pgoff
     s.rel_pages = n
     s.rel_new = new
-    nv_fence_release()
-    s.rel_state = 1
+    # Before the announcement, which a repairer goes on from: it does not know the entry.
     if e.dead_epoch_id < epoch_id:
         pm_store64(c, entry_off + 56, epoch_id)
+    nv_fence_release()
+    s.rel_state = 1
     set_cells(c, h)
     fail_point(c, "inode.cells_set")
     release_announced(c)
@@ -228,6 +253,8 @@ cdef void finish_release(nv_ctx* c) noexcept nogil:
         release_announced(c)
     if s.rel_ino and s.rel_state == 2:
         header_of(c, s.rel_ino).flags |= INODE_IN_LIST
+    elif s.rel_ino and s.op == OP_CLEAN:
+        s.evict_ino = s.rel_ino      # nothing needs the deleted inode any more
     if s.rel_undo:
         s.undo_off = s.rel_undo
     s.rel_state = 0
@@ -406,30 +433,17 @@ cdef void tx_undo(nv_ctx* c) noexcept nogil:
     # Before the commit: the data blocks of everything that was appended are given back. What was
     # appended stays where it is, behind the tail, and will be overwritten.
     cdef nv_slot* s = c.slot
-    cdef nv_write_entry* e
-    cdef uint64_t pos, next_pos
+    cdef uint64_t pos
     cdef uint32_t i
     for i in range(s.ntx):
+        if s.tx[i].cur_tail == s.tx[i].old_tail:
+            continue                 # nothing appended, or undone by a repairer who died later
         pos = log_position(c, s.undo_off if s.undo_off else s.tx[i].old_tail, s.tx[i].cur_tail)
         while pos != s.tx[i].cur_tail:
-            e = <nv_write_entry*>(c.pm + pos)
-            next_pos = log_position(c, pos + e.slots * LINE_BYTES, s.tx[i].cur_tail)
-            if e.entry_type == ENTRY_WRITE:
-                if s.pend_len and s.pend_block == e.block_nr:
-                    pend_done(c)
-                s.rel_extent = <uint64_t>e.block_nr << 32 | e.num_pages
-                s.rel_link_off = 0
-                s.rel_ino = 0
-                s.rel_pages = 0
-                s.rel_undo = next_pos
-                nv_fence_release()
-                s.rel_state = 1
-                blocks_free_announced(c)
-            s.undo_off = next_pos
-            s.rel_state = 0
-            pos = next_pos
-        s.undo_off = 0
+            pos = undo_entry(c, pos, s.tx[i].cur_tail)
         s.tx[i].cur_tail = s.tx[i].old_tail
+        nv_fence_release()
+        s.undo_off = 0
     s.ntx = 0
 
 

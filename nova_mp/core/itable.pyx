@@ -151,6 +151,7 @@ cdef void slot_free(nv_ctx* c, uint64_t ino) noexcept nogil:
     c.nowait = nowait
     nv_check((d.bitmap[bit >> 6] >> (bit & 63)) & 1, "freeing a free inode", <long>ino)
     d.bitmap[bit >> 6] &= ~(<uint64_t>1 << (bit & 63))
+    fail_point(c, "inode.slot_freed")
     cpu.inodes_used -= 1
     if d.chunk < table_at(c, table).free_hint:
         table_at(c, table).free_hint = d.chunk
@@ -172,9 +173,11 @@ cdef void inodes_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     cdef uint32_t table = cpu_nr
     cdef uint64_t chunk, bit
     cdef int i
-    if s.new_ino and s.evict_ino == 0:
-        d = <nv_chunk*>(c.dram + chunk_off_of(c, s.new_ino))
-        bit = s.new_ino & (CHUNK_SLOTS - 1)
+    # Taking a slot is finished; freeing one begins again, the intent ends with it.
+    cdef uint64_t ino = s.evict_ino if s.evict_ino else s.new_ino
+    if ino:
+        d = <nv_chunk*>(c.dram + chunk_off_of(c, ino))
+        bit = ino & (CHUNK_SLOTS - 1)
         d.bitmap[bit >> 6] |= <uint64_t>1 << (bit & 63)
     while table < MAX_CPUS:
         for chunk in range(table_at(c, table).num_chunks):
@@ -187,6 +190,7 @@ cdef void inodes_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
             for i in range(8):
                 used += nv_popcount64(d.bitmap[i])
             used -= 1
+            table_at(c, table).last_link_off = d.pmem_off + 16
         if table_at(c, table).num_chunks and table == 0:
             used -= FIRST_FREE_INO - 1
         table_at(c, table).free_hint = 0

@@ -231,7 +231,7 @@ cdef packed struct nv_snapshot_info:
     uint64_t epoch_id                # the snapshot's id: the epoch that it closes
     uint64_t create_time_ns          # nanoseconds since 1970
     uint64_t deleted                 # 1 once deleted: the commit point of delete (volatile)
-    uint64_t nvmm_page_off           # 128 nv_snapshot_nvmm_list: its saved lists, 0 if none (volatile)
+    uint64_t nvmm_page_off           # 128 nv_snapshot_nvmm_list: saved lists, or 0 (volatile)
     uint8_t name[24]                 # name_len bytes, going on over the following slots
 
 

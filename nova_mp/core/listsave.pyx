@@ -78,8 +78,8 @@ cdef bint save_snapshot(nv_ctx* c, nv_snapshot* s) noexcept nogil:
 
 
 cdef bint lists_save(nv_ctx* c) noexcept nogil:
-    # At unmount, when nothing runs any more and the cleaner has nothing left. False: no space, nothing
-    # is saved (the next mount rebuilds).
+    # At unmount, when nothing runs any more and the cleaner has nothing left. False: no space,
+    # nothing is saved (the next mount rebuilds).
     cdef uint32_t i
     for i in range(c.hdr.snap_count):
         if snap_at(c, i) != NULL and not save_snapshot(c, snap_at(c, i)):

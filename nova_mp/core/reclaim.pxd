@@ -14,11 +14,12 @@
 #   GC-4  An entry of a deleted snapshot's list is either released for good or appended to the
 #         list of the next snapshot that needs it, by the same code that writers use.
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx, nv_inode_header
 
 cdef int gc_inode(nv_ctx* c, uint64_t ino) noexcept nogil
 cdef void gc_continue(nv_ctx* c) noexcept nogil
 cdef int64_t clean_lists(nv_ctx* c, uint64_t budget) noexcept nogil
+cdef uint64_t clean_done_blocks(nv_ctx* c, uint32_t cpu_nr) noexcept nogil
 cdef uint64_t clean_backlog(nv_ctx* c) noexcept nogil
 cdef int gc_all(nv_ctx* c) noexcept nogil

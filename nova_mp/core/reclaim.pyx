@@ -2,9 +2,9 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memcmp, memcpy
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t
 from nova_mp.core.alloc cimport blocks_free, blocks_free_announced, dram_free, pend_done
-from nova_mp.core.arch cimport nv_fence_release, nv_load32
+from nova_mp.core.arch cimport nv_fence_release, nv_load32, nv_monotonic_ns
 from nova_mp.core.dir cimport dentry_at, dir_lookup, dir_retarget
 from nova_mp.core.dram cimport (CNT_CLEANED, CNT_GC_FAST, CNT_GC_THOROUGH, DRAM_PAGE, INODE_DEAD,
                                 INODE_IN_LIST, NV_FROZEN, OP_CLEAN, OP_GC, count, cpu_at, nv_chunk,
@@ -17,8 +17,8 @@ from nova_mp.core.layout cimport (BLOCK_SHIFT, CHUNK_SLOTS, ENTRY_DENTRY, ENTRY_
                                   ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_NEXT_PAGE,
                                   ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_WRITE, ENTRY_XATTR,
                                   INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES, LOG_SLOTS,
-                                  LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_FILE_WRITE, SS_INODE, nv_dentry,
-                                  nv_entry_header, nv_list_entry, nv_list_page_tail,
+                                  LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_FILE_WRITE, SS_INODE,
+                                  nv_dentry, nv_entry_header, nv_list_entry, nv_list_page_tail,
                                   nv_setattr_entry, nv_snapshot_info, nv_write_entry,
                                   nv_xattr_entry)
 from nova_mp.core.log cimport log_new_page, log_position, page_of, page_tail, slot_of
@@ -263,21 +263,29 @@ cdef void retarget(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
         pos = log_position(c, pos + e.slots * LINE_BYTES, h.log_tail_off)
 
 
-cdef void free_chain(nv_ctx* c) noexcept nogil:
-    # Frees the pages from gc_old to gc_stop, exclusive.
+cdef void free_chain(nv_ctx* c, bint given_up) noexcept nogil:
+    # Frees the pages from gc_old to gc_stop, exclusive. If it is the new chain that is freed, its
+    # head moves along: a repairer starts from there.
     cdef nv_slot* s = c.slot
     cdef uint64_t following
     while s.gc_old != s.gc_stop and s.gc_old:
         following = page_tail(c, s.gc_old).next_page_off
+        if following == 0:
+            following = s.gc_stop
         s.rel_extent = (s.gc_old >> BLOCK_SHIFT) << 32 | 1
         s.rel_link_off = 0
         s.rel_ino = 0
         s.rel_pages = 0
+        s.rel_create_epoch = 0
+        s.rel_delete_epoch = 0
         s.rel_undo = following
         nv_fence_release()
         s.rel_state = 1
         blocks_free_announced(c)
+        if given_up:
+            s.gc_head = following
         s.gc_old = following
+        nv_fence_release()
         s.rel_state = 0
 
 
@@ -287,15 +295,20 @@ cdef void gc_continue(nv_ctx* c) noexcept nogil:
     cdef nv_slot* s = c.slot
     cdef uint64_t ino = s.gc_ino
     cdef uint64_t head
+    cdef bint given_up
     cdef nv_inode_header* h = NULL
     if ino == 0:
         return
     h = <nv_inode_header*>(c.dram + chunk_off_of(c, ino) + (ino & (CHUNK_SLOTS - 1)) * 128)
     head = pm_word(c, inode_off(c, ino) + PI_LOG_HEAD)
+    given_up = head != (s.gc_head if s.gc_head else s.gc_stop)
     if s.undo_off:
         s.gc_old = s.undo_off
+        if given_up:
+            s.gc_head = s.undo_off
+        nv_fence_release()
         s.undo_off = 0
-    elif head == (s.gc_head if s.gc_head else s.gc_stop):
+    elif not given_up:
         seq_begin(h)
         if s.gc_head:
             retarget(c, h, ino, s.gc_head, s.gc_stop)
@@ -303,7 +316,7 @@ cdef void gc_continue(nv_ctx* c) noexcept nogil:
         fail_point(c, "gc.retargeted")
     else:
         s.gc_old = s.gc_head
-    free_chain(c)
+    free_chain(c, given_up)
     s.gc_ino = 0
     s.gc_head = 0
     h.log_pages = 1
@@ -458,6 +471,19 @@ cdef void pop_page(nv_ctx* c, nv_cpu* cpu) noexcept nogil:
     dram_free(c, page, DRAM_PAGE)
 
 
+cdef uint64_t clean_done_blocks(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
+    # Blocks of entries that were cleaned in a page that is not finished: held no more, though
+    # held_blocks counts them until the page goes.
+    cdef uint64_t page = cpu_at(c, cpu_nr).clean_head
+    cdef uint64_t n = 0
+    cdef uint32_t i
+    if page:
+        for i in range(list_tail(c, page).padding):
+            if list_entries(c, page)[i].entry_type == SS_FILE_WRITE:
+                n += list_entries(c, page)[i].num_pages
+    return n
+
+
 cdef int clean_page(nv_ctx* c, nv_cpu* cpu, uint64_t* budget) noexcept nogil:
     # The queue's first page. 0; -ENOSPC without memory to carry entries over; NV_FROZEN.
     cdef uint64_t page = cpu.clean_head
@@ -484,12 +510,14 @@ cdef int clean_page(nv_ctx* c, nv_cpu* cpu, uint64_t* budget) noexcept nogil:
 cdef int64_t clean_lists(nv_ctx* c, uint64_t budget) noexcept nogil:
     # Up to `budget` entries; how many are left, or an error.
     cdef uint32_t i
+    cdef uint64_t start = nv_monotonic_ns()
     cdef int rc = lock_take(c, &c.hdr.clean_lock, RANK_CLEAN)
     if rc:
         return rc
     for i in range(c.hdr.cpus):
         while rc == 0 and budget and cpu_at(c, i).clean_head:
             rc = clean_page(c, cpu_at(c, i), &budget)
+    c.hdr.clean_ns += nv_monotonic_ns() - start
     lock_drop(c, &c.hdr.clean_lock)
     return rc if rc else <int64_t>clean_backlog(c)
 

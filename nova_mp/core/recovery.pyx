@@ -5,10 +5,10 @@ from libc.string cimport memcpy, memset, strncpy
 from nova_mp.core.alloc cimport (block_bitmap, blocks_mark, dpend_done, page_bitmap, region_recount,
                                  regions_init)
 from nova_mp.core.arch cimport nv_crc32c, nv_file_time_ns, nv_monotonic_ns, nv_store32
-from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES, MAX_SLOTS, REBUILD_RESTORED,
-                                SLAB_CLASSES, SLOT_BYTES, STATE_MOUNTING, cpu_at, nv_chunk, nv_cpu,
-                                nv_dram_header, nv_inode_header, nv_page_desc, nv_snapshot,
-                                nv_table, table_at)
+from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES, MAX_SLOTS,
+                                REBUILD_RESTORED, SLAB_CLASSES, SLOT_BYTES, STATE_MOUNTING, cpu_at,
+                                nv_chunk, nv_cpu, nv_dram_header, nv_inode_header, nv_page_desc,
+                                nv_snapshot, nv_table, table_at)
 from nova_mp.core.index cimport index_cell, index_next, word_block
 from nova_mp.core.inode cimport S_IFDIR, S_IFMT, evict, evict_reserve, rebuild
 from nova_mp.core.itable cimport (PI_LOG_HEAD, chunk_attach, chunk_format, chunk_off_of, header_of,
@@ -271,7 +271,8 @@ cdef int recover_snapshots(nv_ctx* c, nv_mount_error* error) noexcept nogil:
 
 
 cdef void recover_lists(nv_ctx* c, const nv_superblock* sb) noexcept nogil:
-    # After a clean unmount the lists are restored; otherwise rebuilding the inodes records them again.
+    # After a clean unmount the lists are restored; otherwise rebuilding the inodes records them
+    # again.
     if sb.mount_state == MOUNT_CLEAN and sb.lists_saved and lists_restore(c):
         c.a.rebuild = REBUILD_RESTORED
         c.hdr.recovery_restored = 1
@@ -368,7 +369,6 @@ cdef int recover(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     if rc:
         return rc
     spare_drop(c)
-    lists_forget(c)
     for i in range(c.hdr.cpus):
         region_recount(c, &cpu_at(c, i).blocks, block_bitmap(c))
     c.hdr.recovery_clean = 1 if sb.mount_state == MOUNT_CLEAN else 0
@@ -377,6 +377,7 @@ cdef int recover(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     sb.mount_count += 1
     sb.mount_time_ns = nv_file_time_ns()
     superblock_write(c, &sb)
+    lists_forget(c)                  # SAVE-2: after the superblock, which stops saying that they count
     c.hdr.mount_time_ns = sb.mount_time_ns
     c.hdr.recovery_ns = nv_monotonic_ns() - start
     return 0

@@ -1,14 +1,15 @@
 """Repair of dead threads' slots."""
 
 from libc.stdint cimport uint64_t
-from nova_mp.core.alloc cimport (blocks_free, dpend_repair, dram_free, page_bitmap, pages_repair,
-                                 pend_done, region_repair, slab_repair)
-from nova_mp.core.arch cimport nv_load32, nv_store64
-from nova_mp.core.dir cimport dir_recount
+from nova_mp.core.alloc cimport (dpend_repair, dram_free, page_bitmap, pages_repair, pend_done,
+                                 region_repair, slab_repair)
+from nova_mp.core.arch cimport nv_fence_release, nv_load32, nv_store64
+from nova_mp.core.dir cimport build_finish, dir_recount
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, CNT_REPAIRS, DRAM_PAGE, INODE_DEAD, LOCK_OWNER,
                                 NV_FROZEN, OPEN_CELLS, OP_CLEAN, OP_NONE, OP_SNAPSHOT_CREATE,
-                                OP_SNAPSHOT_DELETE, SLOT_ACTIVE, count, cpu_at, nv_cpu,
-                                nv_inode_header, nv_slot, nv_snapshot, nv_tx, slot_at)
+                                INODE_IN_LIST, OP_SNAPSHOT_DELETE, SLOT_ACTIVE, SLOT_FREE, count,
+                                cpu_at, nv_cpu, nv_inode_header, nv_slot, nv_snapshot, nv_tx,
+                                slot_at)
 from nova_mp.core.index cimport index_next, index_prune
 from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, evict, evict_reserve, finish_release,
                                  inode_abandon, tx_undo)
@@ -23,7 +24,7 @@ from nova_mp.core.pmem cimport block_off, pm_word
 from nova_mp.core.reclaim cimport gc_continue
 from nova_mp.core.snaplist cimport list_repair, list_tail, spare_drop
 from nova_mp.core.snapshot cimport snap_create_finish, snap_delete_finish
-from nova_mp.core.snaptable cimport snap_find
+from nova_mp.core.snaptable cimport snap_at, snap_find
 from nova_mp.core.sync cimport (RANK_JOURNAL, RANK_REAP, RANK_SNAPSHOT, ctx_init, lock_drop,
                                 lock_drop_all, lock_take, repair_lock_drop, repair_lock_take,
                                 seq_end, slot_dead, slot_give_back)
@@ -92,9 +93,20 @@ cdef void repair_pending(nv_ctx* d) noexcept nogil:
             n = 0
     elif (s.gc_ino and s.gc_head == block_off(block)) or appended(d, block):
         n = 0
+    if n and s.rel_state == 0:
+        # Announced as released before it stops being pending: then a repairer after us, who finds
+        # both, knows that it is the same extent.
+        s.rel_extent = block << 32 | n
+        s.rel_link_off = 0
+        s.rel_undo = 0
+        s.rel_pages = 0
+        s.rel_ino = 0
+        s.rel_create_epoch = 0
+        s.rel_delete_epoch = 0
+        nv_fence_release()
+        s.rel_state = 1
+        nv_fence_release()
     pend_done(d)
-    if n:
-        blocks_free(d, block, n)
 
 
 cdef bint committed(nv_ctx* d) noexcept nogil:
@@ -137,15 +149,13 @@ cdef void repair_snapshot(nv_ctx* d) noexcept nogil:
 cdef void repair_operation(nv_ctx* d) noexcept nogil:
     cdef nv_slot* s = d.slot
     cdef bint cleaning = s.op == OP_CLEAN and s.arg and (s.rel_state or s.evict_ino)
-    cdef uint64_t deleted = s.rel_ino if s.rel_state else 0
     cdef nv_inode_header* h
     cdef uint32_t i
+    if cleaning:
+        list_tail(d, s.arg).padding = s.step
+        nv_fence_release()
     repair_pending(d)
     finish_release(d)
-    if cleaning:
-        if deleted and s.evict_ino == 0 and not header_of(d, deleted).flags & 4:
-            s.evict_ino = deleted
-        list_tail(d, s.arg).padding = s.step
     if s.gc_ino:
         gc_continue(d)
     if s.op == OP_SNAPSHOT_CREATE or s.op == OP_SNAPSHOT_DELETE:
@@ -209,6 +219,36 @@ cdef inline uint64_t chunk_dram(nv_ctx* d, uint64_t table, uint64_t chunk) noexc
     return <uint64_t>(<char*>h - <char*>d.dram) - 128 if h != NULL else 0
 
 
+cdef void evict_forgotten(nv_ctx* d, nv_inode_header* h, uint64_t ino) noexcept nogil:
+    # The dead thread closed a deleted file for the last time, and got no further.
+    if (h.flags & INODE_DEAD and h.opens == 0 and not h.flags & INODE_IN_LIST
+            and evict_reserve(d, h) == 0):
+        evict(d, h, ino)
+
+
+cdef void recount_views(nv_ctx* d) noexcept nogil:
+    # The holder of the snapshot lock died: how many views each snapshot has, from all cells.
+    cdef nv_snapshot* s
+    cdef uint64_t page
+    cdef uint64_t* cells
+    cdef uint32_t i, k
+    for i in range(d.hdr.snap_count):
+        if snap_at(d, i) != NULL:
+            snap_at(d, i).opens = 0
+    for i in range(d.hdr.slot_high):
+        page = 0
+        if slot_at(d, i).state != SLOT_FREE and slot_at(d, i).parent == 0:
+            page = slot_at(d, i).open_head
+        while page:
+            cells = <uint64_t*>(d.dram + page)
+            for k in range(OPEN_CELLS):
+                if cells[k] & <uint64_t>CELL_SNAPSHOT:
+                    s = snap_find(d, cells[k] & ~<uint64_t>CELL_SNAPSHOT)
+                    if s != NULL:
+                        s.opens += 1
+            page = cells[OPEN_CELLS]
+
+
 cdef void free_inode_locks(nv_ctx* d) noexcept nogil:
     cdef nv_slot* s = d.slot
     cdef uint32_t* word
@@ -221,6 +261,9 @@ cdef void free_inode_locks(nv_ctx* d) noexcept nogil:
         ino = ino_of_lock(d, s.locks[s.nlocks - 1])
         if ino and (<nv_inode_header*>word).mode:
             recount(d, <nv_inode_header*>word, ino)
+            evict_forgotten(d, <nv_inode_header*>word, ino)
+        if word == &d.hdr.snapshot_lock:
+            recount_views(d)
         if ino and nv_load32(&(<nv_inode_header*>word).seq) & 1:
             seq_end(<nv_inode_header*>word)
         lock_drop(d, word)
@@ -232,7 +275,7 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
     cdef nv_ctx d
     cdef bint leaves_only = c.in_repair or (
         c.slot.nlocks >= 2 and c.ranks[c.slot.nlocks - 2] >= <uint64_t>RANK_JOURNAL)
-    if not c.in_repair and repair_lock_take(c):
+    if not c.in_repair and repair_lock_take(c, not leaves_only):
         return 0
     if slot_dead(slot_at(c, owner - 1)) and slot_at(c, owner - 1).state & 3 == SLOT_ACTIVE:
         ctx_init(&d, c.a, owner - 1)
@@ -244,13 +287,14 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
                                 or d.slot.dpend_off):
             repair_operation(&d)
             dpend_repair(&d)
-            if d.slot.build.root:
-                index_prune(&d, &d.slot.build, 0)
+            if d.slot.build_phase:
+                build_finish(&d)
             free_inode_locks(&d)
             spare_drop(&d)
             d.slot.ntx = 0
             d.slot.op = OP_NONE
             d.slot.arg = 0
+            d.slot.undo_off = 0
             nv_store64(&d.slot.epoch_id, 0)
             count(c, CNT_REPAIRS, 1)
     if not c.in_repair:

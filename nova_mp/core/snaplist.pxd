@@ -1,7 +1,7 @@
 # Per-CPU snapshot lists: what was superseded since, and is still needed.
 #
-# Structure  A list is a chain of DRAM pages of LIST_ENTRIES entries; a page's tail counts them. Pages
-#            come from the slot's spares, which an operation reserves before it commits.
+# Structure  A list is a chain of DRAM pages of LIST_ENTRIES entries; a page's tail counts them.
+#            Pages come from the slot's spares, which an operation reserves before it commits.
 # Locks      The snap_lock of the CPU.
 # Invariants see snapshot.pxd (SNAP-2, SNAP-3, SNAP-5); besides:
 #   LIST-1  A list's `exclusive` counts the blocks that no later snapshot needs: entries with a

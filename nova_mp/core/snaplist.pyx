@@ -4,8 +4,8 @@ from libc.errno cimport ENOSPC
 from libc.string cimport memset
 from nova_mp.core.alloc cimport blocks_free_announced, dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport nv_check, nv_fence_release
-from nova_mp.core.dram cimport (CNT_LIST_APPENDS, DRAM_PAGE, REBUILD_RESTORED, count, cpu_at, dram_off,
-                                nv_cpu, nv_slot)
+from nova_mp.core.dram cimport (CNT_LIST_APPENDS, DRAM_PAGE, OP_SNAPSHOT_DELETE, REBUILD_RESTORED,
+                                count, cpu_at, dram_off, nv_cpu, nv_slot, slot_at)
 from nova_mp.core.layout cimport LIST_ENTRIES, MAGIC_LIST_PAGE, SS_FILE_WRITE, SS_INODE
 from nova_mp.core.pmem cimport fail_point
 from nova_mp.core.snaptable cimport list_of, snap_at, snap_id_after, snap_needed_by
@@ -61,19 +61,29 @@ cdef void list_append(nv_ctx* c, nv_snapshot* target, nv_list_entry* entry) noex
         page = s.spare_head
         nv_check(page != 0, "no page for a snapshot list", <long>s.spare_count)
         tail = list_tail(c, page)
-        s.spare_head = tail.next_page_off
-        s.spare_count -= 1
+        # Linked first, then no spare any more: whoever finishes this needs the page.
+        s.spare_next = tail.next_page_off
+        nv_fence_release()
+        s.spare_page = page
+        nv_fence_release()
         tail.next_page_off = 0
         tail.num_entries = 0
         tail.padding = 0
+        fail_point(c, "list.page_ready")
+        nv_fence_release()
         if list.tail_off:
             list_tail(c, list.tail_off).next_page_off = page
         else:
             list.head_off = page
+        nv_fence_release()
+        fail_point(c, "list.page_linked")
+        s.spare_head = s.spare_next
+        s.spare_count -= 1
+        nv_fence_release()
+        s.spare_page = 0
         list.tail_off = page
         list.num_pages += 1
         cpu.list_pages += 1
-        fail_point(c, "list.page_linked")
     tail = list_tail(c, page)
     list_entries(c, page)[tail.num_entries] = entry[0]
     nv_fence_release()
@@ -138,9 +148,9 @@ cdef void release_blocks(nv_ctx* c, uint64_t block, uint64_t n, uint64_t create_
 
 cdef bint record_inode(nv_ctx* c, uint64_t ino, uint32_t log_pages, uint64_t create_epoch_id,
                        uint64_t delete_epoch_id) noexcept nogil:
-    # True if a snapshot needs the deleted inode: it is in that snapshot's list now.
+    # True if a snapshot needs the deleted inode: it is in that snapshot's list now, and the caller
+    # ends the announcement (rel_state) once the inode's header says so.
     cdef nv_slot* s = c.slot
-    cdef bint recorded
     s.rel_extent = log_pages
     s.rel_create_epoch = create_epoch_id
     s.rel_delete_epoch = delete_epoch_id
@@ -151,10 +161,11 @@ cdef bint record_inode(nv_ctx* c, uint64_t ino, uint32_t log_pages, uint64_t cre
     nv_fence_release()
     s.rel_state = 1
     release_announced(c)
-    recorded = s.rel_state == 2
+    if s.rel_state == 2:
+        return True
     s.rel_state = 0
     s.rel_ino = 0
-    return recorded
+    return False
 
 
 cdef void recount_list(nv_ctx* c, nv_list_head* list, uint64_t following, uint64_t* held,
@@ -179,6 +190,21 @@ cdef void recount_list(nv_ctx* c, nv_list_head* list, uint64_t following, uint64
     pages[0] += list.num_pages
 
 
+cdef void spare_repair(nv_ctx* c) noexcept nogil:
+    # A spare page on its way into a list: it is in it, or it is the first spare still.
+    cdef nv_slot* s = c.slot
+    cdef uint64_t page
+    if s.spare_page and s.spare_page == s.spare_head:
+        page = (<nv_list_head*>(c.dram + s.list_off)).head_off
+        while page and page != s.spare_page:
+            page = list_tail(c, page).next_page_off
+        if page:
+            s.spare_head = s.spare_next
+        else:
+            list_tail(c, s.spare_page).next_page_off = s.spare_next
+    s.spare_page = 0
+
+
 cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     # The context acts as the dead owner of the CPU's snap_lock. Everything but the pages' links and
     # entries is computed again; an append that was under way is finished or not begun.
@@ -186,13 +212,21 @@ cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     cdef nv_cpu* cpu = cpu_at(c, cpu_nr)
     cdef nv_list_head* list
     cdef nv_list_head queue
+    cdef nv_snapshot* deleted
     cdef nv_list_entry* last
     cdef uint64_t page, held = 0, pages = 0, spares = 0
     cdef uint32_t i
+    spare_repair(c)
     for i in range(c.hdr.snap_count):
-        if snap_at(c, i) != NULL:
-            recount_list(c, list_of(snap_at(c, i), cpu_nr), snap_id_after(c, snap_at(c, i).epoch_id),
-                         &held, &pages)
+        if snap_at(c, i) != NULL and not snap_at(c, i).deleted:
+            recount_list(c, list_of(snap_at(c, i), cpu_nr),
+                         snap_id_after(c, snap_at(c, i).epoch_id), &held, &pages)
+    for i in range(c.hdr.slot_high):
+        # A snapshot that is being deleted is out of the table, and its list not in the queue yet.
+        if slot_at(c, i).op == OP_SNAPSHOT_DELETE and slot_at(c, i).arg:
+            deleted = <nv_snapshot*>(c.dram + slot_at(c, i).arg)
+            if deleted.deleted:
+                recount_list(c, list_of(deleted, cpu_nr), 0, &held, &pages)
     memset(&queue, 0, sizeof(queue))
     queue.head_off = cpu.clean_head
     recount_list(c, &queue, 0, &held, &pages)
@@ -202,8 +236,6 @@ cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     if s.rel_state == 1 and s.list_off:
         list = <nv_list_head*>(c.dram + s.list_off)
         page = list.tail_off
-        if page == s.spare_head and page:
-            s.spare_head = 0         # linked already, its old chain is lost: a few spare pages leak
         if page and list_tail(c, page).num_entries:
             last = &list_entries(c, page)[list_tail(c, page).num_entries - 1]
             if (last.create_epoch_id == s.rel_create_epoch
@@ -218,8 +250,8 @@ cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
 
 
 cdef uint64_t snap_exclusive(nv_ctx* c, nv_snapshot* s) noexcept nogil:
-    # Blocks that deleting `s` alone frees (LIST-1). Under the snapshot lock. Counters, except after a
-    # neighbour was deleted: then its lists are counted once more.
+    # Blocks that deleting `s` alone frees (LIST-1). Under the snapshot lock. Counters, except after
+    # a neighbour was deleted: then its lists are counted once more.
     cdef uint64_t following = snap_id_after(c, s.epoch_id)
     cdef uint64_t n = 0, held = 0, pages = 0
     cdef uint32_t i
@@ -246,9 +278,10 @@ cdef uint64_t kept_by(const uint64_t* left, uint64_t n, uint64_t epoch_id) noexc
     return left[low] if low < n else 0
 
 
-cdef uint64_t snap_frees(nv_ctx* c, nv_snapshot* s, const uint64_t* left, uint64_t n) noexcept nogil:
-    # Blocks in the lists of `s` that are needed by none of the `n` snapshots `left`, which stay. Under
-    # the snapshot lock; reads all entries.
+cdef uint64_t snap_frees(nv_ctx* c, nv_snapshot* s, const uint64_t* left,
+                         uint64_t n) noexcept nogil:
+    # Blocks in the lists of `s` that are needed by none of the `n` snapshots `left`, which stay.
+    # Under the snapshot lock; reads all entries.
     cdef nv_list_entry* e
     cdef uint64_t page, keeper, blocks = 0
     cdef uint32_t i, k

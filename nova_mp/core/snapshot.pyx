@@ -177,7 +177,8 @@ cdef void snap_delete_finish(nv_ctx* c, uint64_t descriptor_off) noexcept nogil:
     before = snap_find(c, snap_id_before(c, s.epoch_id))
     table_remove(c, descriptor_off)
     if before != NULL:
-        before.recount = 1           # LIST-1: what it shared with the deleted one may be its own now
+        # LIST-1: what it shared with the deleted one may be its own now.
+        before.recount = 1
     fail_point(c, "snapshot.out_of_table")
     for i in range(c.hdr.cpus):
         lock_take(c, &cpu_at(c, i).snap_lock, RANK_LIST)
@@ -190,8 +191,8 @@ cdef void snap_delete_finish(nv_ctx* c, uint64_t descriptor_off) noexcept nogil:
 
 
 cdef int snap_delete(nv_ctx* c, uint64_t epoch_id, bint defer) noexcept nogil:
-    # Takes the snapshot away; the cleaner frees what nothing else needs. While it is open: -EBUSY, or
-    # with `defer` a mark, and 1; the coordinator deletes it once the last view is closed.
+    # Takes the snapshot away; the cleaner frees what nothing else needs. While it is open: -EBUSY,
+    # or with `defer` a mark, and 1; the coordinator deletes it once the last view is closed.
     cdef nv_inode_header* h = snapshot_header(c)
     cdef uint64_t start = nv_monotonic_ns()
     cdef nv_snapshot* s

@@ -1,7 +1,7 @@
 # The snapshot table: descriptors sorted by id, and the epoch check that asks it.
 #
-# Structure  An array of (id, descriptor) in DRAM; an element that was taken out keeps its id, so the
-#            array stays sorted, until half of it is dead and it is squeezed.
+# Structure  An array of (id, descriptor) in DRAM; an element that was taken out keeps its id, so
+#            the array stays sorted, until half of it is dead and it is squeezed.
 # Locks      snapshot_lock to change it; anybody reads it under snap_seq.
 # Invariants see snapshot.pxd (SNAP-1, SNAP-4).
 

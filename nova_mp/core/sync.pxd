@@ -37,7 +37,7 @@ cdef enum:
 cdef int lock_take(nv_ctx* c, uint32_t* word, uint64_t rank) noexcept nogil
 cdef void lock_drop(nv_ctx* c, uint32_t* word) noexcept nogil
 cdef void lock_drop_all(nv_ctx* c, uint32_t down_to) noexcept nogil
-cdef int repair_lock_take(nv_ctx* c) noexcept nogil
+cdef int repair_lock_take(nv_ctx* c, bint may_wait) noexcept nogil
 cdef void repair_lock_drop(nv_ctx* c) noexcept nogil
 
 cdef int op_begin(nv_ctx* c, int op) noexcept nogil

@@ -87,7 +87,7 @@ cdef void lock_drop_all(nv_ctx* c, uint32_t down_to) noexcept nogil:
         lock_drop(c, <uint32_t*>(c.dram + c.slot.locks[c.slot.nlocks - 1]))
 
 
-cdef int repair_lock_take(nv_ctx* c) noexcept nogil:
+cdef int repair_lock_take(nv_ctx* c, bint may_wait) noexcept nogil:
     # Not in the slot's list: a repairer that dies has done nothing that its successor, who repairs
     # the same slot again from its intent, would have to know.
     cdef uint32_t* word = &c.hdr.repair_lock
@@ -104,6 +104,8 @@ cdef int repair_lock_take(nv_ctx* c) noexcept nogil:
             if nv_cas32(word, seen, c.id):
                 return 0
             continue
+        if not may_wait:
+            return -1                # the repairer may need a leaf lock that the caller holds
         nv_futex_wait(word, seen, WAIT_NS)
 
 
