@@ -133,7 +133,7 @@ class Subject:
         self.data = bytearray(random.Random(seed).randbytes(case.block_bytes))
         self.file: Any = None
         self.fd = -1
-        file_system.mkdir(root)
+        file_system.mkdir(root, parents=True)
         os.mkdir(peer)
         if case.operation in ("pwrite", "preadinto"):
             self.offsets = draw_offsets(case, seed)
