@@ -38,7 +38,7 @@ class Event:
 def events(trace: bytes) -> Iterator[Event]:
     """Parse what `Core.trace_stop` gives."""
     at = 0
-    while at < len(trace):
+    while at + RECORD.size <= len(trace):
         offset, length, kind, zero = RECORD.unpack_from(trace, at)
         if kind not in (STORE, COPY_NT, FLUSH, FENCE) or zero:
             raise ValueError(f"not a trace: kind {kind} at byte {at}")
@@ -49,7 +49,7 @@ def events(trace: bytes) -> Iterator[Event]:
             at += length
         yield Event(kind, offset, length, data)
     if at != len(trace):
-        raise ValueError("the trace ends in the middle of a record")
+        raise ValueError(f"the trace ends in the middle of a record, at byte {len(trace)}")
 
 
 def replay(image: bytes, trace: bytes) -> bytes:

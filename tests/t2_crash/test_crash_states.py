@@ -23,11 +23,11 @@ EXHAUSTIVE = any(
 )
 SEED = int(os.environ.get("NOVA_MP_SEED", "1"))
 BOUNDS = (
-    {"singles": 1 << 20, "subsets": 40, "every": 1}
+    {"singles": 64, "subsets": 24, "every": 4}
     if EXHAUSTIVE
     else {"singles": 4, "subsets": 4, "every": 6}
 )
-RANDOM_RUNS, RANDOM_STEPS = (40, 60) if EXHAUSTIVE else (6, 20)
+RANDOM_RUNS, RANDOM_STEPS = (24, 40) if EXHAUSTIVE else (6, 20)
 
 Step = tuple[str, Callable[[Any], Any]]
 Case = tuple[Callable[[Any], Any], list[Step]]
