@@ -236,7 +236,8 @@ cdef class Admin(Process):
                 "deletes": h.snapshot_deletes, "delete_ns": h.snapshot_delete_ns,
                 "backlog": clean_backlog(c), "clean_ns": h.clean_ns,
                 "cleaned": sum(cpu["counters"]["cleaned"] for cpu in cpus),
-                "appends": sum(cpu["counters"]["list_appends"] for cpu in cpus), "list_pages": sum(cpu["list_pages"] for cpu in cpus),
+                "appends": sum(cpu["counters"]["list_appends"] for cpu in cpus),
+                "list_pages": sum(cpu["list_pages"] for cpu in cpus),
             },
             "recovery": recovery_stats(h),
             "dram": {
@@ -297,7 +298,8 @@ cdef _cpu_stats(nv_ctx* c, uint32_t nr):
     counters.update({name: totals[k] for name, k in COUNTERS.items()})
     return {
         "cpu": nr, "blocks": cpu.blocks.end - cpu.blocks.first, "free_blocks": cpu.blocks.free,
-        "held_blocks": cpu.held_blocks - clean_done_blocks(c, nr), "inodes": cpu.inodes_used, "list_pages": cpu.list_pages,
+        "held_blocks": cpu.held_blocks - clean_done_blocks(c, nr), "inodes": cpu.inodes_used,
+        "list_pages": cpu.list_pages,
         "list_appends": cpu.appends, "processes": processes, "counters": counters,
     }
 

@@ -377,7 +377,8 @@ cdef int recover(nv_ctx* c, nv_mount_error* error) noexcept nogil:
     sb.mount_count += 1
     sb.mount_time_ns = nv_file_time_ns()
     superblock_write(c, &sb)
-    lists_forget(c)                  # SAVE-2: after the superblock, which stops saying that they count
+    # SAVE-2: after the superblock, which stops saying that they count.
+    lists_forget(c)
     c.hdr.mount_time_ns = sb.mount_time_ns
     c.hdr.recovery_ns = nv_monotonic_ns() - start
     return 0
