@@ -205,6 +205,13 @@ cdef void spare_repair(nv_ctx* c) noexcept nogil:
     s.spare_page = 0
 
 
+cdef bint queued(nv_ctx* c, uint64_t page, uint64_t wanted) noexcept nogil:
+    # Is a list that is being spliced in the cleaner's queue already?
+    while page and page != wanted:
+        page = list_tail(c, page).next_page_off
+    return page != 0
+
+
 cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     # The context acts as the dead owner of the CPU's snap_lock. Everything but the pages' links and
     # entries is computed again; an append that was under way is finished or not begun.
@@ -225,7 +232,7 @@ cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
         # A snapshot that is being deleted is out of the table, and its list not in the queue yet.
         if slot_at(c, i).op == OP_SNAPSHOT_DELETE and slot_at(c, i).arg:
             deleted = <nv_snapshot*>(c.dram + slot_at(c, i).arg)
-            if deleted.deleted:
+            if deleted.deleted and not queued(c, cpu.clean_head, list_of(deleted, cpu_nr).head_off):
                 recount_list(c, list_of(deleted, cpu_nr), 0, &held, &pages)
     memset(&queue, 0, sizeof(queue))
     queue.head_off = cpu.clean_head

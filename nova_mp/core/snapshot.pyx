@@ -4,7 +4,7 @@ from libc.errno cimport EBUSY, EEXIST, ENAMETOOLONG, ENOENT, ENOSPC
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, memset
 from nova_mp.core.alloc cimport dpend_done, dram_free
-from nova_mp.core.arch cimport nv_file_time_ns, nv_load64, nv_monotonic_ns, nv_xchg64
+from nova_mp.core.arch cimport nv_fence_release, nv_file_time_ns, nv_load64, nv_monotonic_ns, nv_xchg64
 from nova_mp.core.dram cimport (OP_SNAPSHOT_CREATE, OP_SNAPSHOT_DELETE, cpu_at, dram_off, nv_chunk,
                                 nv_cpu, nv_list_head, nv_snapshot, table_at)
 from nova_mp.core.index cimport index_get
@@ -149,8 +149,9 @@ cdef int snap_create(nv_ctx* c, const char* name, uint32_t name_len,
 
 
 cdef void splice(nv_ctx* c, nv_snapshot* s, uint32_t cpu_nr) noexcept nogil:
-    # Moves one CPU's list to the cleaner's queue. The list's head is cleared last: a repairer that
-    # still finds it set does all of this again.
+    # Moves one CPU's list to the cleaner's queue. The list's head is cleared as soon as it is
+    # queued, its end after that: a repairer who finds the head set does all of this again, and sees
+    # by the end whether it is queued.
     cdef nv_cpu* cpu = cpu_at(c, cpu_nr)
     cdef nv_list_head* list = list_of(s, cpu_nr)
     if list.head_off == 0:
@@ -161,11 +162,14 @@ cdef void splice(nv_ctx* c, nv_snapshot* s, uint32_t cpu_nr) noexcept nogil:
         else:
             cpu.clean_head = list.head_off
         cpu.clean_tail = list.tail_off
+        fail_point(c, "snapshot.list_queued")
+    nv_fence_release()
+    list.head_off = 0
+    nv_fence_release()
     list.tail_off = 0
     list.num_pages = 0
     list.blocks = 0
     list.exclusive = 0
-    list.head_off = 0
 
 
 cdef void snap_delete_finish(nv_ctx* c, uint64_t descriptor_off) noexcept nogil:

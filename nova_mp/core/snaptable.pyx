@@ -129,12 +129,26 @@ cdef uint64_t descriptor_new(nv_ctx* c) noexcept nogil:
     return dram_alloc(c, descriptor_bytes(c), dram_off(c, &c.slot.arg))
 
 
+cdef void table_count(nv_ctx* c) noexcept nogil:
+    # Snapshots there are, and the newest of them, from the table.
+    cdef nv_snap_ref* table = refs(c)
+    cdef uint64_t newest = 0
+    cdef uint32_t i, live = 0
+    for i in range(c.hdr.snap_count):
+        if table[i].off:
+            live += 1
+            newest = table[i].epoch_id
+    c.hdr.snap_live = live
+    nv_store64(&c.hdr.snap_newest, newest)
+
+
 cdef void table_insert(nv_ctx* c, uint64_t descriptor_off, uint64_t info_off) noexcept nogil:
     # Idempotent. `info_off` refers to a committed info entry, newer than all in the table.
     cdef nv_snapshot_info* info = <nv_snapshot_info*>(c.pm + info_off)
     cdef nv_snapshot* s = <nv_snapshot*>(c.dram + descriptor_off)
     cdef uint32_t n = c.hdr.snap_count
     if n and refs(c)[n - 1].epoch_id == info.epoch_id:
+        table_count(c)               # the first to insert it died before it counted
         return
     s.epoch_id = info.epoch_id
     s.info_off = info_off
