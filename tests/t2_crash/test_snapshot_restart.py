@@ -188,7 +188,7 @@ def test_full_arena_at_shutdown_loses_nothing() -> None:
         assert_same(state(second), wanted, "full")
 
 
-def list_pages(image: bytes | bytearray) -> list[int]:
+def list_pages(image: bytes) -> list[int]:
     """Offsets of pages that look like saved list pages."""
     found = []
     for offset in range(0, len(image), BLOCK_BYTES):
@@ -208,7 +208,7 @@ def test_damaged_list_page_is_rebuilt_around(where: int | str) -> None:
         with_lists(first, 12)
         wanted = state(first)
         image = bytearray(first.unmount())
-    pages = list_pages(image)
+    pages = list_pages(bytes(image))
     page = pages[len(pages) // 2]
     # The page of list heads is the only one that names a list's only page.
     at = page + where if isinstance(where, int) else image.find(page.to_bytes(8, "little"))

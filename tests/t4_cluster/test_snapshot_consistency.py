@@ -1,0 +1,388 @@
+"""Snapshots beside writers in several processes are moments of what these did.
+
+Each chain of processes hands a token round: only who holds it may write, and it is handed on after
+the write has returned. So record n is there only if n - 1 was acknowledged before, in another
+process, on another CPU, and mostly in another file. What a chain leaves after record n is therefore
+known exactly, and a snapshot must show just that, for some n between the last record acknowledged
+before the snapshot was asked for and the last one begun when it was there.
+
+Reading live files one after the other gives no such moment. The test makes such naive copies too,
+and requires that the same check refuses them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import random
+import select
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from nova_mp.core import fs as core
+from nova_mp.protocol import identity
+
+SIZE = 96 << 20
+CPUS = 4
+CHAINS = 2
+PROCESSES = 3
+RECORDS = 1500
+FILES = 4
+BURST = 8
+WORD = 8
+INSPECTED = 150
+LIMIT_S = 60.0
+# A writer reports now and then into a pipe that holds few reports, so it cannot leave whoever takes
+# the snapshots behind, however busy the machine is.
+PROGRESS_EVERY = 20
+REPORT = b"p" * 2048
+PIPE_BYTES = 4096
+
+
+class Segments:
+    """The two segments of an arena, and a page of counters, inherited by forked processes."""
+
+    def __init__(self) -> None:
+        self.pm = memoryview(mmap.mmap(-1, SIZE))
+        core.format_arena(self.pm, cpus=CPUS)
+        base, limit = core.dram_geometry(SIZE, CPUS)
+        self.fd = os.memfd_create("consistency")
+        os.ftruncate(self.fd, limit)
+        os.posix_fallocate(self.fd, 0, base)
+        self.dram = memoryview(mmap.mmap(self.fd, limit))
+        core.mount(self.pm, self.dram, self.fd, cpus=CPUS)
+        self.counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def attach(self, role: str, cpu: int) -> Any:
+        return core.Core(self.pm, self.dram, self.fd, role=role, cpu=cpu % CPUS)
+
+    def begun(self, chain: int) -> int:
+        """Records of the chain whose operation has begun."""
+        return self.counters[2 * chain]
+
+    def acknowledged(self, chain: int) -> int:
+        """Records of the chain whose operation has returned."""
+        return self.counters[2 * chain + 1]
+
+
+# ------------------------------------------------------------------------- what a chain writes
+
+
+def folder(chain: int) -> str:
+    return f"/chain{chain}"
+
+
+def place(chain: int, number: int) -> tuple[str, int]:
+    """How record `number` is written, and which of the files it concerns."""
+    chosen = random.Random(chain << 32 | number)
+    ways = ("append", "append", "create", "rename", "xattr", "large")
+    return chosen.choice(ways), chosen.randrange(FILES)
+
+
+def holder(chain: int, number: int) -> int:
+    """Which process of the chain writes record `number`."""
+    return random.Random(number << 8 | chain).randrange(PROCESSES)
+
+
+def prepare(fs: Any, chain: int) -> None:
+    top = folder(chain)
+    for path in (top, f"{top}/made", f"{top}/moved"):
+        fs.make_dir(path)
+    for index in range(FILES):
+        for name in (f"log{index}", f"large{index}", f"xattr{index}", f"moved/{index}-none"):
+            fs.open(f"{top}/{name}", "xb").close()
+
+
+def write(fs: Any, chain: int, number: int, before: str) -> None:
+    """Write record `number`; `before` is the name that a rename takes away."""
+    top = folder(chain)
+    way, index = place(chain, number)
+    if way == "append":
+        with fs.open(f"{top}/log{index}", "ab") as file:
+            file.write(number.to_bytes(WORD, "big"))
+    elif way == "create":
+        fs.open(f"{top}/made/{number}", "xb").close()
+    elif way == "rename":
+        fs.rename(f"{top}/moved/{before}", f"{top}/moved/{index}-{number}")
+    elif way == "xattr":
+        fs.setxattr(f"{top}/xattr{index}", "user.record", b"%d" % number)
+    else:
+        # Several blocks in one operation: it is in a snapshot whole or not at all.
+        with fs.open(f"{top}/large{index}", "r+b") as file:
+            file.pwrite(number.to_bytes(WORD, "big") * (3 * 4096 // WORD), 0)
+
+
+class State:
+    """What a chain has left after its first records, grown record by record."""
+
+    def __init__(self, chain: int) -> None:
+        self.chain = chain
+        self.logs: list[list[int]] = [[] for _ in range(FILES)]
+        self.made: set[str] = set()
+        self.moved = [f"{index}-none" for index in range(FILES)]
+        self.xattrs: list[int | None] = [None] * FILES
+        self.large: list[int | None] = [None] * FILES
+
+    def add(self, number: int) -> str:
+        """Take in record `number`; gives back the name that its rename takes away, or nothing."""
+        way, index = place(self.chain, number)
+        if way == "append":
+            self.logs[index].append(number)
+        elif way == "create":
+            self.made.add(str(number))
+        elif way == "rename":
+            gone, self.moved[index] = self.moved[index], f"{index}-{number}"
+            return gone
+        elif way == "xattr":
+            self.xattrs[index] = number
+        else:
+            self.large[index] = number
+        return ""
+
+    def shown(self) -> tuple[Any, ...]:
+        """The same as `look` finds it."""
+        logs = tuple(map(tuple, self.logs))
+        moved = tuple(sorted(self.moved))
+        return (logs, tuple(sorted(self.made)), moved, tuple(self.xattrs), tuple(self.large))
+
+
+def words(data: bytes) -> list[int]:
+    assert len(data) % WORD == 0, "part of a record"
+    return [int.from_bytes(data[at : at + WORD], "big") for at in range(0, len(data), WORD)]
+
+
+def look(fs: Any, chain: int, pause: Callable[[], None] = lambda: None) -> tuple[Any, ...]:
+    """All records of a chain in a file system or snapshot; `pause` comes halfway."""
+    top = folder(chain)
+    logs, large, xattrs = [], [], []
+    made = tuple(sorted(fs.listdir(f"{top}/made")))
+    for index in range(FILES):
+        if index == FILES // 2:
+            pause()
+        with fs.open(f"{top}/log{index}", "rb") as file:
+            logs.append(tuple(words(file.read())))
+        with fs.open(f"{top}/large{index}", "rb") as file:
+            found = set(words(file.read()))
+        assert len(found) < 2, "an operation is there in part"
+        large.append(found.pop() if found else None)
+        named = fs.listxattr(f"{top}/xattr{index}")
+        value = fs.getxattr(f"{top}/xattr{index}", "user.record") if named else None
+        xattrs.append(None if value is None else int(value))
+    moved = tuple(sorted(fs.listdir(f"{top}/moved")))
+    return (tuple(logs), made, moved, tuple(xattrs), tuple(large))
+
+
+def newest(shown: tuple[Any, ...]) -> int:
+    """The highest record of a chain that is there; -1 if there is none."""
+    logs, made, moved, xattrs, large = shown
+    numbers = [number for log in logs for number in log] + [int(name) for name in made]
+    numbers += [int(end) for name in moved if (end := name.partition("-")[2]) != "none"]
+    numbers += [number for number in (*xattrs, *large) if number is not None]
+    return max(numbers, default=-1)
+
+
+# ------------------------------------------------------------------------------- the processes
+
+
+def chain_process(segments: Segments, chain: int, own: int, pipes: list[Any], told: int) -> None:
+    """Write the records whose turn is this process's; the token comes as a byte in its pipe."""
+    state = State(chain)
+    names = [state.add(number) for number in range(RECORDS)]
+    with segments.attach("client", own + chain * PROCESSES) as fs:
+        for number in range(RECORDS):
+            if holder(chain, number) != own:
+                continue
+            if number and holder(chain, number - 1) != own:
+                assert os.read(pipes[own][0], 1) == b"t"
+            segments.counters[2 * chain] = number + 1
+            write(fs, chain, number, names[number])
+            segments.counters[2 * chain + 1] = number + 1
+            if number % PROGRESS_EVERY == 0:
+                assert os.write(told, REPORT) == len(REPORT)
+            if number + 1 < RECORDS and holder(chain, number + 1) != own:
+                os.write(pipes[holder(chain, number + 1)][1], b"t")
+
+
+def forked(body: Callable[..., None], *arguments: Any) -> int:
+    """Pid of a child that runs `body` and nothing of pytest."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        body(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+@contextmanager
+def writers(segments: Segments) -> Iterator[int]:
+    """All chains at work; gives a descriptor that has a report for every few records, and an end.
+
+    A writer with a full pipe before it waits.
+    """
+    listen, told = os.pipe()
+    fcntl.fcntl(told, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    pids, pipes = [], []
+    try:
+        for chain in range(CHAINS):
+            own = [os.pipe() for _ in range(PROCESSES)]
+            pipes += own
+            for number in range(PROCESSES):
+                pids.append(forked(chain_process, segments, chain, number, own, told))
+        os.close(told)
+        yield listen
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        assert identity.wait_dead(pidfds, LIMIT_S), "the writers do not end"
+        for pidfd in pidfds:
+            os.close(pidfd)
+        assert [os.waitpid(pids.pop(), 0)[1] for _ in list(pids)] == [0] * CHAINS * PROCESSES
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for pair in pipes:
+            os.close(pair[0])
+            os.close(pair[1])
+        os.close(listen)
+
+
+class Judge:
+    """Compares what is seen of a chain with what there was after each record."""
+
+    def __init__(self) -> None:
+        self.moments: list[dict[int, tuple[Any, ...]]] = []
+        for chain in range(CHAINS):
+            state = State(chain)
+            moments = {-1: state.shown()}
+            for number in range(RECORDS):
+                state.add(number)
+                moments[number] = state.shown()
+            self.moments.append(moments)
+
+    def fault(self, chain: int, shown: tuple[Any, ...]) -> str:
+        """What is wrong, or nothing: it must be what there was after the newest record it has."""
+        last = newest(shown)
+        wanted = self.moments[chain][last]
+        if shown == wanted:
+            return ""
+        parts = ("logs", "made", "moved", "xattrs", "large")
+        odd = [name for name, a, b in zip(parts, shown, wanted, strict=True) if a != b]
+        return f"chain {chain} has record {last}, but not all before it: {odd}"
+
+
+def progress(listen: int) -> bool:
+    """Wait for the next report; False when the writers have ended."""
+    assert select.select([listen], [], [], LIMIT_S)[0], "a writer is stuck"
+    return bool(os.read(listen, len(REPORT)))
+
+
+@dataclass
+class Taken:
+    """A snapshot, and how far each chain was just before it was asked for, and just after."""
+
+    epoch_id: int
+    before: list[int]
+    after: list[int]
+
+
+class Observer:
+    """Takes snapshots as fast as it can, and judges them."""
+
+    def __init__(self, segments: Segments, fs: Any, judge: Judge) -> None:
+        self.segments, self.fs, self.judge = segments, fs, judge
+        self.taken: list[Taken] = []
+
+    def counts(self, count: Callable[[int], int]) -> list[int]:
+        return [count(chain) for chain in range(CHAINS)]
+
+    def burst(self) -> None:
+        """Several snapshots one after the other, then look into one of them."""
+        for _ in range(BURST):
+            before = self.counts(self.segments.acknowledged)
+            epoch_id = self.fs.snapshot_create(None)
+            after = self.counts(self.segments.begun)
+            self.taken.append(Taken(epoch_id, before, after))
+        self.inspect(self.taken[-1 - len(self.taken) % BURST])
+
+    def inspect(self, taken: Taken) -> None:
+        with self.fs.snapshot_open(taken.epoch_id) as view:
+            for chain in range(CHAINS):
+                shown = look(view, chain)
+                assert not (fault := self.judge.fault(chain, shown)), (taken, fault)
+                count = newest(shown) + 1
+                assert taken.before[chain] <= count, "an acknowledged record is not there"
+                assert count <= taken.after[chain], "a record is there that began later"
+
+    def naive(self, listen: int) -> str:
+        """What the judge says of a live chain that was read file by file, with a pause."""
+
+        def pause() -> None:
+            # Half of the files are read; the other half is when the writers have gone on.
+            goal = self.segments.acknowledged(0) + PROGRESS_EVERY
+            while self.segments.acknowledged(0) < goal:
+                assert progress(listen), "the writers were too quick"
+
+        try:
+            return self.judge.fault(0, look(self.fs, 0, pause))
+        except AssertionError as torn:
+            return str(torn)
+
+
+@pytest.fixture
+def segments() -> Iterator[Segments]:
+    made = Segments()
+    yield made
+    os.close(made.fd)
+
+
+def test_no_snapshot_has_a_record_without_those_before_it(segments: Segments) -> None:
+    with segments.attach("coordinator", 0) as fs:
+        for chain in range(CHAINS):
+            prepare(fs, chain)
+    judge = Judge()
+    with writers(segments) as listen, segments.attach("coordinator", 0) as fs:
+        observer = Observer(segments, fs, judge)
+        refused = [observer.naive(listen) for _ in range(3)]
+        assert all("but not all before it" in fault for fault in refused), refused
+        while progress(listen):
+            observer.burst()
+    taken = observer.taken
+    assert len(taken) > RECORDS // PROGRESS_EVERY * BURST
+    assert len({tuple(each.after) for each in taken}) > RECORDS // PROGRESS_EVERY // 2
+    with segments.attach("coordinator", 0) as fs:
+        # They were complete when create returned, and have not changed since.
+        last = Observer(segments, fs, judge)
+        for each in random.Random(1).sample(taken, INSPECTED):
+            last.inspect(each)
+        for chain in range(CHAINS):
+            shown = look(fs, chain)
+            assert newest(shown) == RECORDS - 1
+            assert not judge.fault(chain, shown)
+        for each in taken:
+            fs.snapshot_delete(each.epoch_id)
+        while fs.reclaim():
+            continue
+        assert fs.stats()["blocks"]["held"] == 0
+
+
+def test_the_judge_notices_a_record_that_is_missing() -> None:
+    judge = Judge()
+    for number in (5, 400, RECORDS - 1):
+        shown = judge.moments[1][number]
+        assert newest(shown) == number
+        assert not judge.fault(1, shown)
+        logs = list(shown[0])
+        index = max(range(FILES), key=lambda at: len(logs[at]))
+        logs[index] = logs[index][:-1]
+        assert judge.fault(1, (tuple(logs), *shown[1:])) or newest(shown) == shown[0][index][-1]
