@@ -46,8 +46,6 @@ cdef class Admin(Process):
             raise OSError(_errno.EBUSY, "the arena is frozen", name)
         if rc:
             raise_errno(rc, name, None)
-        if c.hdr.snap_live * 2 + 64 < c.hdr.snap_count:
-            self.gc()
         return epoch_id
 
     def snapshot_delete(self, uint64_t epoch_id, bint defer=False):
@@ -126,7 +124,10 @@ cdef class Admin(Process):
         return SnapshotCore(self, epoch_id)
 
     def reclaim(self, uint64_t budget=10000):
-        """Cleans up to `budget` entries of deleted snapshots' lists; returns how many are left."""
+        """Cleans up to `budget` entries of deleted snapshots' lists; returns how many are left.
+
+        After the last snapshot the logs are collected as well.
+        """
         cdef nv_ctx* c = self.ctx()
         cdef int64_t rc
         with nogil:
@@ -135,6 +136,11 @@ cdef class Admin(Process):
             return clean_backlog(c)
         if rc < 0:
             raise_errno(rc, None, None)
+        if rc == 0 and c.hdr.snap_live == 0 and self.collected_bell != c.hdr.clean_bell:
+            # Nothing pins entries any more. While snapshots remain, logs are collected as they grow.
+            self.collected_bell = c.hdr.clean_bell
+            with nogil:
+                gc_all(c)
         return rc
 
     def gc(self):

@@ -90,7 +90,7 @@ cdef void pm_copy(nv_ctx* c, uint64_t off, const void* src, uint64_t n) noexcept
 
 cdef void copy_adaptive(nv_ctx* c, uint64_t off, const void* src, uint64_t n) noexcept nogil:
     cdef uint32_t streams = c.copy_streams
-    cdef uint64_t start, cost
+    cdef uint64_t start, cost, known
     c.copy_count += 1
     if c.copy_count % SAMPLE_EVERY:
         if streams:
@@ -106,10 +106,14 @@ cdef void copy_adaptive(nv_ctx* c, uint64_t off, const void* src, uint64_t n) no
     else:
         memcpy(c.pm + off, src, n)
     cost = (nv_ticks() - start) * 1024 // n
-    # A sample during which the thread was preempted must not count for more than it shows.
-    if c.copy_cost[streams] and cost > 4 * c.copy_cost[streams]:
-        cost = 4 * c.copy_cost[streams]
-    c.copy_cost[streams] = (c.copy_cost[streams] * 7 + cost) // 8 if c.copy_cost[streams] else cost
+    # Interruptions only make samples longer, so a short one is believed at once, long ones slowly.
+    known = c.copy_cost[streams]
+    if known == 0:
+        c.copy_cost[streams] = cost
+    elif cost < known:
+        c.copy_cost[streams] = (known + cost) // 2
+    else:
+        c.copy_cost[streams] = known + ((cost if cost < 2 * known else 2 * known) - known) // 16
     if c.copy_cost[0] and c.copy_cost[1]:
         c.copy_streams = 1 if c.copy_cost[1] < c.copy_cost[0] else 0
 
