@@ -100,6 +100,7 @@ def bury(dram: memoryview, pid: int) -> None:
     mark = struct.pack("<III", pid << 2 | 2, pid, pid)
     text = bytes(dram[: 4 << 20])
     at = text.find(mark)
+    assert at >= 0, "no slot of the process found: has its layout changed?"
     while at >= 0:
         (start,) = struct.unpack_from("<Q", dram, at + START_TIME)
         struct.pack_into("<Q", dram, at + START_TIME, start + 1)
