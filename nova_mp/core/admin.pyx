@@ -1,6 +1,7 @@
 """What the engine's processes do: snapshots, cleaning, freezing, reaping; statistics for all."""
 
 import errno as _errno
+import operator
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -48,16 +49,17 @@ cdef class Admin(Process):
             raise_errno(rc, name, None)
         return epoch_id
 
-    def snapshot_delete(self, uint64_t epoch_id, bint defer=False):
+    def snapshot_delete(self, epoch_id, bint defer=False):
         """Deletes a snapshot; the cleaner frees what it alone held.
 
         While it is open: OSError(EBUSY), or with `defer` a mark; the coordinator then deletes it
         once no view is open. Returns True if it is deleted, False if that was deferred.
         """
         cdef nv_ctx* c = self.ctx()
+        cdef uint64_t wanted = operator.index(epoch_id)
         cdef int rc
         with nogil:
-            rc = snap_delete(c, epoch_id, defer)
+            rc = snap_delete(c, wanted, defer)
         if rc == -ENOENT:
             raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}", "list the snapshots there are")
         if rc == NV_FROZEN:
@@ -80,7 +82,7 @@ cdef class Admin(Process):
         cdef uint64_t blocks = 0, n = 0
         cdef uint64_t* left
         cdef uint32_t i
-        wanted = set(ids)
+        wanted = {operator.index(epoch_id) for epoch_id in ids}
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
         left = <uint64_t*>calloc(c.hdr.snap_count + 1, 8)
@@ -118,10 +120,10 @@ cdef class Admin(Process):
             lock_drop(c, &c.hdr.snapshot_lock)
         return result
 
-    def snapshot_open(self, uint64_t epoch_id):
+    def snapshot_open(self, epoch_id):
         """A read-only view of a snapshot, which cannot be deleted while the view is open."""
         from nova_mp.core.view import SnapshotCore
-        return SnapshotCore(self, epoch_id)
+        return SnapshotCore(self, operator.index(epoch_id))
 
     def reclaim(self, uint64_t budget=10000):
         """Cleans up to `budget` entries of deleted snapshots' lists; returns how many are left.
