@@ -24,7 +24,7 @@ from nova_mp.core.pmem cimport block_off, pm_word
 from nova_mp.core.reclaim cimport gc_continue
 from nova_mp.core.snaplist cimport list_repair, list_tail, spare_drop
 from nova_mp.core.snapshot cimport snap_create_finish, snap_delete_finish
-from nova_mp.core.snaptable cimport snap_at, snap_find
+from nova_mp.core.snaptable cimport snap_at, snap_find, table_repair
 from nova_mp.core.sync cimport (RANK_JOURNAL, RANK_REAP, RANK_SNAPSHOT, ctx_init, lock_drop,
                                 lock_drop_all, lock_take, repair_lock_drop, repair_lock_take,
                                 seq_end, slot_dead, slot_give_back)
@@ -40,6 +40,8 @@ cdef void repair_leaves(nv_ctx* d) noexcept nogil:
     # From the innermost outwards: each is in order before it is freed.
     cdef uint32_t i
     cdef nv_cpu* cpu
+    if held(d, &d.hdr.snapshot_lock) and nv_load32(&d.hdr.snap_seq) & 1:
+        table_repair(d)
     if held(d, &d.hdr.pages.lock):
         pages_repair(d)
         lock_drop(d, &d.hdr.pages.lock)

@@ -18,6 +18,7 @@ cdef uint64_t descriptor_new(nv_ctx* c) noexcept nogil
 cdef int table_room(nv_ctx* c) noexcept nogil
 cdef void table_insert(nv_ctx* c, uint64_t descriptor_off, uint64_t info_off) noexcept nogil
 cdef void table_remove(nv_ctx* c, uint64_t descriptor_off) noexcept nogil
+cdef void table_repair(nv_ctx* c) noexcept nogil
 cdef uint64_t descriptor_bytes(nv_ctx* c) noexcept nogil
 cdef uint64_t snap_id_before(nv_ctx* c, uint64_t epoch_id) noexcept nogil
 

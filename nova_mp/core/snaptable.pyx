@@ -5,7 +5,8 @@ from libc.string cimport memcpy
 from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport (nv_fence_acquire, nv_fence_release, nv_load32, nv_load64, nv_pause,
                                 nv_store32, nv_store64)
-from nova_mp.core.dram cimport DRAM_PAGE, dram_off, nv_snap_ref
+from nova_mp.core.dram cimport (DRAM_PAGE, LOCK_OWNER, dram_off, nv_snap_ref, slot_at)
+from nova_mp.core.sync cimport slot_dead
 from nova_mp.core.layout cimport nv_snapshot_info
 
 
@@ -30,7 +31,7 @@ cdef uint32_t first_at_least(nv_snap_ref* table, uint32_t n, uint64_t epoch_id) 
 cdef uint64_t lookup(nv_ctx* c, uint64_t epoch_id, uint64_t below,
                      uint64_t* found_id) noexcept nogil:
     # Descriptor of the oldest live snapshot S with epoch_id <= S < below; 0 if none. Optimistic.
-    cdef uint32_t seq, n, i
+    cdef uint32_t seq, n, i, owner, spins = 0
     cdef uint64_t off, newest
     cdef nv_snap_ref* table
     while True:
@@ -39,6 +40,11 @@ cdef uint64_t lookup(nv_ctx* c, uint64_t epoch_id, uint64_t below,
             return 0
         seq = nv_load32(&c.hdr.snap_seq)
         if seq & 1:
+            # Whoever changes the table may have died in it.
+            spins += 1
+            owner = nv_load32(&c.hdr.snapshot_lock) & LOCK_OWNER
+            if spins % 4096 == 0 and owner and owner != c.id and slot_dead(slot_at(c, owner - 1)):
+                c.a.repair(c, owner)
             nv_pause()
             continue
         n = nv_load32(&c.hdr.snap_count)
@@ -184,6 +190,23 @@ cdef void table_remove(nv_ctx* c, uint64_t descriptor_off) noexcept nogil:
                 kept += 1
         c.hdr.snap_count = kept
     nv_store64(&c.hdr.snap_newest, newest)
+    table_seq(c, False)
+
+
+cdef void table_repair(nv_ctx* c) noexcept nogil:
+    # The holder of the snapshot lock died while it changed the table. Takes no lock, so that readers
+    # who wait for an even seq under a lock of theirs go on. A squeeze that stopped halfway left
+    # elements twice, or mixed: the descriptor tells whether an element is whole.
+    cdef nv_snap_ref* table = refs(c)
+    cdef uint32_t i, kept = 0
+    for i in range(c.hdr.snap_count):
+        if table[i].off == 0 or (kept and table[kept - 1].epoch_id == table[i].epoch_id):
+            continue
+        if (<nv_snapshot*>(c.dram + table[i].off)).epoch_id == table[i].epoch_id:
+            table[kept] = table[i]
+            kept += 1
+    c.hdr.snap_count = kept
+    table_count(c)
     table_seq(c, False)
 
 
