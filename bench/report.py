@@ -14,6 +14,7 @@ from typing import Any
 
 from . import micro
 from .histogram import CURVE
+from .snapview import sheets
 from .svg import Axis, Bar, Line, bars, lines
 from .units import show_bytes, show_ns, show_rate
 
@@ -54,7 +55,7 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 
 def render(result: dict[str, Any]) -> str:
     """The whole page."""
-    bodies = {"micro": _micro, "load": _load}
+    bodies = {"micro": _micro, "load": _load, "snapshots": _snapshots}
     kind = result["kind"]
     if kind not in bodies:
         raise ValueError(f"no page for results of kind {kind!r}")
@@ -210,6 +211,26 @@ def _micro_scenarios(result: dict[str, Any], peer: str) -> list[str]:
             for row in micro.targets(result)
         ),
     )]
+    return parts
+
+
+# ------------------------------------------------------------------------------ snapshots
+
+
+def _snapshots(result: dict[str, Any]) -> list[str]:
+    parts: list[str] = []
+    for sheet in sheets(result):
+        parts += [f"<h2>{escape(sheet.title)}</h2>", f'<p class="note">{escape(sheet.note)}</p>']
+        parts.append(table(sheet.head, (
+            [(cell, cell if cell in ("met", "missed") else "") for cell in row]
+            for row in sheet.rows
+        )))
+    if any(row["curve"] for row in result["count"]):
+        parts.append(lines(
+            [Line(f"{row['count']:,} snapshots", row["curve"], 0) for row in result["count"]],
+            Axis("snapshots there are"), Axis("create", show_ns, logarithmic=True),
+            "create against number of snapshots, without the message",
+        ))
     return parts
 
 

@@ -10,6 +10,7 @@ from .job import load_job
 from .loadgen import run_load
 from .micro import is_micro, run_micro
 from .report import write_html, write_json
+from .snapshots import is_snapshots, run_snapshots
 
 Progress = Callable[[str, float, float], None]
 
@@ -20,14 +21,20 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a job file and return its result (docs/BENCHMARKS.md has the fields).
 
-    A file with [[cases]] is a micro benchmark, any other a load job. ``out`` gets the result as
+    A file with [[cases]] is a micro benchmark, one with [snapshot_bench] measures snapshots, any
+    other is a load job. ``out`` gets the result as
     JSON, ``html`` as a page. ``progress(label, done, total)`` is called as it goes.
 
     Raises JobError (a NovaError and a ValueError) for a file that does not fit, FileNotFoundError
     when there is none, and NovaError or OSError when it cannot be run.
     """
     where = Path(path)
-    result = run_micro(where, progress) if is_micro(where) else run_load(load_job(where), progress)
+    if is_micro(where):
+        result = run_micro(where, progress)
+    elif is_snapshots(where):
+        result = run_snapshots(where, progress)
+    else:
+        result = run_load(load_job(where), progress)
     if out is not None:
         write_json(result, Path(out))
     if html is not None:

@@ -100,6 +100,8 @@ def summary(result: dict[str, Any]) -> list[str]:
     """A result as lines of text."""
     if result["kind"] == "micro":
         return _micro(result)
+    if result["kind"] == "snapshots":
+        return _snapshots(result)
     return _load(result)
 
 
@@ -137,6 +139,18 @@ def _micro(result: dict[str, Any]) -> list[str]:
         ]
         lines += ["", *table(columns, rows, ListStyle())]
     return lines
+
+
+def _snapshots(result: dict[str, Any]) -> list[str]:
+    from nova_mp.bench.snapview import sheets
+
+    lines: list[str] = []
+    for sheet in sheets(result):
+        columns = [Column(title.upper(), 0 < at < len(sheet.head) - 1)
+                   for at, title in enumerate(sheet.head)]
+        lines += ["", f"{sheet.title}{': ' if sheet.note else ''}{sheet.note}"]
+        lines += table(columns, sheet.rows, ListStyle())
+    return lines[1:]
 
 
 def _load(result: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from nova_mp.bench.job import JobError, find_preset, load_job, read_arena, read_tables
 from nova_mp.bench.micro import is_micro, load_micro
+from nova_mp.bench.snapshots import is_snapshots, load_snapshots
 from nova_mp.bench.units import parse_duration, show_bytes, show_ns, show_rate
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
@@ -30,6 +31,8 @@ def job_file(tmp_path: Path, text: str) -> Path:
 def test_every_job_that_is_delivered_can_be_read(path: Path) -> None:
     if is_micro(path):
         assert load_micro(path).cases
+    elif is_snapshots(path):
+        assert load_snapshots(path)[0].cpus
     else:
         assert load_job(path).clients
 
