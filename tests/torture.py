@@ -23,7 +23,8 @@ def command(seed: int, jobs: int) -> tuple[dict[str, str], list[str]]:
     """What one round runs: additions to the environment, and the command line."""
     levels = [f"tests/{level}" for level in LEVELS if (ROOT / "tests" / level).is_dir()]
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-n", str(jobs), "--dist", "loadfile"]
-    return {"NOVA_MP_SEED": str(seed), "NOVA_MP_TORTURE": "1"}, [*pytest, f"--hypothesis-seed={seed}", *levels]
+    environment = {"NOVA_MP_SEED": str(seed), "NOVA_MP_TORTURE": "1"}
+    return environment, [*pytest, f"--hypothesis-seed={seed}", *levels]
 
 
 def main() -> int:
