@@ -139,7 +139,8 @@ cdef class Admin(Process):
         if rc < 0:
             raise_errno(rc, None, None)
         if rc == 0 and c.hdr.snap_live == 0 and self.collected_bell != c.hdr.clean_bell:
-            # Nothing pins entries any more. While snapshots remain, logs are collected as they grow.
+            # Nothing pins entries any more. While snapshots remain, logs are collected as they
+            # grow.
             self.collected_bell = c.hdr.clean_bell
             with nogil:
                 gc_all(c)

@@ -194,7 +194,7 @@ cdef void table_remove(nv_ctx* c, uint64_t descriptor_off) noexcept nogil:
 
 
 cdef void table_repair(nv_ctx* c) noexcept nogil:
-    # The holder of the snapshot lock died while it changed the table. Takes no lock, so that readers
+    # The holder of the snapshot lock died while it changed the table. Takes no lock, so readers
     # who wait for an even seq under a lock of theirs go on. A squeeze that stopped halfway left
     # elements twice, or mixed: the descriptor tells whether an element is whole.
     cdef nv_snap_ref* table = refs(c)
