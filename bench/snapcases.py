@@ -30,6 +30,7 @@ from .snapload import (
     spread,
     ticker_main,
     time_creates,
+    touch_all,
     writer_main,
 )
 from .units import parse_duration
@@ -198,7 +199,7 @@ def sizes(plan: SnapshotPlan) -> dict[str, Any]:
 
 def overwrites(plan: SnapshotPlan, data_bytes: int) -> dict[str, Any]:
     """Rate of 4 KiB overwrites in one process: without snapshots, and with one every so often."""
-    held = data_bytes * (plan.keep + 3)
+    held = data_bytes * (plan.keep + 6)
     spec = ArenaSpec(held + COLD_BYTES * 3 // 2 + (64 << 20), 2)
     every = [None, *plan.every]
     windows: dict[Any, list[dict[str, float]]] = {one: [] for one in every}
@@ -207,7 +208,7 @@ def overwrites(plan: SnapshotPlan, data_bytes: int) -> dict[str, Any]:
         Pool(ticker_main, [(NovaSource(arena.name),)]) as pool,
     ):
         pool.collect(60.0)
-        _touch_all(file_system)
+        touch_all(file_system)
         cold_ns = _cold_block_ns(file_system)
         with closing(file_system.open("/data", "x+b")) as file:
             lay_out(file.pwrite, data_bytes)
@@ -223,14 +224,6 @@ def overwrites(plan: SnapshotPlan, data_bytes: int) -> dict[str, Any]:
         "per_second": statistics.median(found["rate"] for found in base),
         "cases": [_overwrite_row(one, windows[one], base, cold_ns) for one in plan.every],
     }
-
-
-def _touch_all(file_system: Any) -> None:
-    """Use all of the arena once: the first touch of a page is a page fault, whoever does it."""
-    free = file_system.stats()["blocks"]["free"] * BLOCK * 9 // 10 // (1 << 20) << 20
-    with closing(file_system.open("/all", "xb")) as file:
-        lay_out(file.pwrite, free)
-    file_system.unlink("/all")
 
 
 def _cold_block_ns(file_system: Any) -> float:
@@ -297,13 +290,14 @@ def _overwrite_row(
     every: str, windows: list[dict[str, float]], base: list[dict[str, float]], cold_ns: float
 ) -> dict[str, Any]:
     pairs = sorted(a["rate"] / b["rate"] for a, b in zip(windows, base, strict=True))
-    rate = statistics.median(found["rate"] for found in windows)
+    # Windows that are neighbours in time: the machine's other work changes meanwhile.
+    ratio = statistics.median(pairs)
     without = statistics.median(found["rate"] for found in base)
     calls = sum(found["calls"] for found in windows)
     recorded = sum(found["appends"] for found in windows) / calls
-    lost_ns = 1e9 / rate - 1e9 / without
+    lost_ns = 1e9 / without * (1 / ratio - 1)
     return {
-        "every": every, "per_second": rate, "ratio": rate / without,
+        "every": every, "per_second": without * ratio, "ratio": ratio,
         "ratio_low": pairs[len(pairs) // 4], "ratio_high": pairs[-1 - len(pairs) // 4],
         "recorded_share": recorded, "lost_ns_per_call": lost_ns,
         "cold_ns_per_call": recorded * cold_ns,

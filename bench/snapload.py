@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from multiprocessing.connection import Connection
@@ -36,6 +36,9 @@ class Taker(Protocol):
 
     def drop(self, taken: Any) -> None:
         """Delete it."""
+
+    def settle(self) -> None:
+        """Wait until what was deleted takes no space any more."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -75,6 +78,15 @@ class NovaTaker:
         else:
             self.file_system.snapshot_delete(taken)
 
+    def settle(self) -> None:
+        """Wait for the cleaner, or where it has not been told, do its work."""
+        if self.public:
+            self.file_system.snapshots.wait(60.0)
+            return
+        for _ in range(1000):
+            if not self.file_system.reclaim():
+                break
+
     def close(self) -> None:
         """Detach."""
         self.file_system.close()
@@ -92,6 +104,14 @@ def lay_out(write: Write, data_bytes: int) -> None:
     piece = random.Random(0).randbytes(CHUNK)
     for offset in range(0, data_bytes, CHUNK):
         write(piece[: data_bytes - offset], offset)
+
+
+def touch_all(file_system: Any) -> None:
+    """Use all of the arena once: the first touch of a page is a page fault, whoever does it."""
+    free = file_system.stats()["blocks"]["free"] * BLOCK * 9 // 10 // (1 << 20) << 20
+    with closing(file_system.open("/all", "xb")) as file:
+        lay_out(file.pwrite, free)
+    file_system.unlink("/all")
 
 
 class Writer:
@@ -150,6 +170,7 @@ def time_creates(taker: Taker, count: int, limit_ns: int) -> tuple[list[int], li
         start = monotonic_ns()
         taker.drop(taken)
         dropped.append(monotonic_ns() - start)
+        taker.settle()
     return created, dropped
 
 
