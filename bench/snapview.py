@@ -96,8 +96,8 @@ def _overwrite(result: dict[str, Any]) -> Sheet:
     return Sheet(
         "Overwrites of 4 KiB beside snapshots",
         "recorded: writes whose old block a snapshot keeps; cold: their share times what a write"
-        " into a block that is in no cache costs more, measured without snapshots (too much where the"
-        " data alone does not fit in the caches)",
+        " into a block that is in no cache costs more, measured without snapshots (too much where"
+        " the data alone does not fit in the caches)",
         ("data", "every", "without", "with", "ratio", "quartiles", "snapshots", "recorded",
          "lost a call", "cold", "of the loss"), rows,
     )
