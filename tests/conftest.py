@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ if DEBUG:
 
     if not Path(nova_mp.__file__).is_relative_to(DEBUG_BUILD):
         raise pytest.UsageError(f"NOVA_MP_DEBUG is set, but nova_mp comes from {nova_mp.__file__}")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and their children inherit it: nobody could interrupt them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An engine of its own for each test would be slow; one that is reused shows what it leaks.
 ARENA_BYTES = 256 << 20
