@@ -124,8 +124,8 @@ class AttachedSnapshots(Snapshots):
     def __init__(self, fs: AttachedFileSystem) -> None:
         self._fs = fs
 
-    def _table(self) -> Rows:
-        rows: Rows = self._fs.snapshot_table()
+    def _table(self, only: int | None = None) -> Rows:
+        rows: Rows = self._fs.snapshot_table(only)
         return rows
 
     def _create(self, name: str | None) -> int:

@@ -295,7 +295,7 @@ class RemoteSnapshots(Snapshots):
     def __init__(self, fs: RemoteFileSystem) -> None:
         self._fs = fs
 
-    def _table(self) -> Rows:
+    def _table(self, only: int | None = None) -> Rows:
         rows: Rows = self._fs.run(
             requests.Request(ops.ListSnapshots(), lambda reply, payload: list(reply.rows))
         )

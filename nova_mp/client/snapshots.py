@@ -81,7 +81,7 @@ class Snapshots(ABC):
         returned; writers are not stopped. FileExistsError if the name is taken.
         """
         epoch_id = self._create(name)
-        for row in self._table():
+        for row in self._table(only=epoch_id):
             if row["epoch_id"] == epoch_id:
                 return Snapshot.from_row(row)
         raise NoSuchSnapshot(
@@ -155,8 +155,8 @@ class Snapshots(ABC):
         return len(self._table())
 
     @abstractmethod
-    def _table(self) -> Rows:
-        """Rows as `Core.snapshot_table()` gives them, ascending."""
+    def _table(self, only: int | None = None) -> Rows:
+        """Rows as `Core.snapshot_table()` gives them, ascending; at least that of `only`."""
 
     @abstractmethod
     def _create(self, name: str | None) -> int:

@@ -103,18 +103,19 @@ cdef class Admin(Process):
             free(left)
             lock_drop(c, &c.hdr.snapshot_lock)
 
-    def snapshot_table(self):
-        """The snapshots, oldest first, as dicts."""
+    def snapshot_table(self, only=None):
+        """The snapshots, oldest first, as dicts; with `only` that one alone, if it is there."""
         cdef nv_ctx* c = self.ctx()
         cdef uint32_t i
         cdef nv_snapshot* s
+        cdef uint64_t wanted = 0 if only is None else operator.index(only)
         result = []
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
         try:
             for i in range(c.hdr.snap_count):
                 s = snap_at(c, i)
-                if s != NULL:
+                if s != NULL and (only is None or s.epoch_id == wanted):
                     result.append(_describe(c, s))
         finally:
             lock_drop(c, &c.hdr.snapshot_lock)

@@ -348,8 +348,6 @@ cdef class Process:
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
             s = snap_find(c, cell & ~<uint64_t>CELL_SNAPSHOT)
-            if s != NULL and s.deferred:
-                s = NULL             # to be deleted: nobody new may keep it from that
             if s != NULL:
                 self.cell(nr)[0] = cell
                 s.opens += 1

@@ -73,7 +73,7 @@ def test_a_run_with_all_its_parts(tmp_path: Path) -> None:
     assert result["create"][0]["loads"][-1]["writes_per_second"] > 0
     assert result["create"][0]["deletes"]["many"]["p50"] > 0
     assert result["overwrite"][0]["cases"][0]["snapshots"] > 0
-    assert 0 < result["overwrite"][0]["cases"][1]["recorded_share"] <= 1
+    assert 0 <= result["overwrite"][0]["cases"][1]["recorded_share"] <= 1
     assert result["cleaner"][0]["entries"] == 1024
     assert [row["kind"] for row in result["peers"]] == ["nova_mp", *snappeers.KINDS]
     for row in result["peers"]:
