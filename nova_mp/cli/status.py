@@ -145,7 +145,7 @@ def _counts(stats: dict[str, Any], style: ListStyle) -> list[tuple[str, Any]]:
     limit = f" of {inodes['limit']:,}" if inodes["limit"] else ""
     backlog = snapshots["backlog"]
     left = f", {backlog:,} list entries to be reclaimed" if backlog else ""
-    pages = f", {snapshots['list_pages']:,} list pages" if snapshots["list_pages"] else ""
+    pages = f", list pages: {snapshots['list_pages']:,}" if snapshots["list_pages"] else ""
     pairs: list[tuple[str, Any]] = [
         ("inodes", f"{inodes['used']:,}{limit}"),
         ("snapshots", f"{snapshots['count']}{pages}{left}"),
