@@ -172,24 +172,19 @@ cdef void table_remove(nv_ctx* c, uint64_t descriptor_off) noexcept nogil:
     cdef nv_snap_ref* table = refs(c)
     cdef uint32_t n = c.hdr.snap_count
     cdef uint32_t i, kept = 0
-    cdef uint64_t newest = 0
     table_seq(c, True)
     for i in range(n):
         if table[i].off == descriptor_off:
             table[i].off = 0
             break
-    c.hdr.snap_live = 0
-    for i in range(n):
-        if table[i].off:
-            c.hdr.snap_live += 1
-            newest = table[i].epoch_id
+    # In one store: operations size their reservations by it without asking for the seq.
+    table_count(c)
     if n > 2 * c.hdr.snap_live + 64:
         for i in range(n):
             if table[i].off:
                 table[kept] = table[i]
                 kept += 1
         c.hdr.snap_count = kept
-    nv_store64(&c.hdr.snap_newest, newest)
     table_seq(c, False)
 
 
