@@ -214,7 +214,8 @@ cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uin
     cdef uint64_t size = h.size if h.size > offset + n else offset + n
     if index_reserve(c, h, &h.index, page, end - 1):
         return -ENOSPC
-    if c.hdr.snap_live and spare_reserve(c, run_count(c, h, page, end)):
+    # New extents may cut an old run anywhere, and each piece may meet another list.
+    if c.hdr.snap_live and spare_reserve(c, run_count(c, h, page, end) + (end - page)):
         return -ENOSPC
     tx_open(c, ino, h.log_tail_off)
     if append_data(c, h, src, n, offset, size, nv_file_time_ns()):
