@@ -543,7 +543,8 @@ cdef int open_once(nv_ctx* c, nv_path* p, int flags, uint32_t mode, nv_walk* w, 
     if rc:
         return rc
     if node.type == DT_LNK:
-        return -ELOOP
+        # Without O_NOFOLLOW it came since the path was walked.
+        return -ELOOP if flags & O_NOFOLLOW else -_ESTALE
     if node.type == DT_DIR:
         return -EISDIR
     if flags & O_DIRECTORY:
