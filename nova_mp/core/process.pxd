@@ -14,6 +14,7 @@ cdef class Process:
     cdef uint64_t* pages[256]
     cdef uint32_t n_pages
     cdef list free_cells
+    cdef dict inherited
     cdef int role_nr
     cdef uint32_t umask_bits
     cdef readonly bint closed

@@ -24,6 +24,7 @@ from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSI
                                 slot_at)
 from nova_mp.core.layout cimport BLOCK_BYTES
 from nova_mp.core.namei cimport handle_close, handle_open
+from nova_mp.core.itable cimport inode_at
 from nova_mp.core.walk cimport nv_node
 from nova_mp.core.reclaim cimport gc_inode
 from nova_mp.core.repair cimport reap_slot, repair_slot
@@ -49,12 +50,17 @@ def _umask():
     return 0o022
 
 
+def _before_fork():
+    for core in list(_cores):
+        core._before_fork()
+
+
 def _after_fork_in_child():
     for core in list(_cores):
         core._after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
 @cython.no_gc_clear
@@ -72,6 +78,7 @@ cdef class Process:
         self.closed = True
         self.contexts = {}
         self.free_cells = []
+        self.inherited = {}
         self.key = _fresh_key()
         if role not in ROLES:
             raise ValueError(f"role must be one of {sorted(ROLES)}, not {role!r}")
@@ -208,20 +215,33 @@ cdef class Process:
         nv_tls_set(self.key, c)
         return c
 
+    def _before_fork(self):
+        """What is open, for the child: the cells are shared, and the parent goes on using them."""
+        cdef nv_ctx* c
+        cdef uint64_t cell
+        cdef uint32_t i
+        self.inherited = {}
+        if self.closed or len(self.free_cells) == self.n_pages * OPEN_CELLS:
+            return
+        c = self.ctx()
+        for i in range(self.n_pages * OPEN_CELLS):
+            cell = self.cell(i)[0]
+            if cell & <uint64_t>CELL_SNAPSHOT:
+                self.inherited[i] = (cell, 0)
+            elif cell:
+                self.inherited[i] = (cell, inode_at(c, cell).generation)
+
     def _after_fork(self):
         """In a forked child: slots and open handles of its own."""
         cdef nv_ctx* c
-        cdef uint64_t* old_pages[256]
         cdef uint32_t n = self.n_pages
-        cdef uint32_t i, k
+        cdef uint32_t i
         cdef nv_node node
         if self.closed:
             return
         self.key = _fresh_key()
         self.contexts = {}
         self.n_pages = 0
-        for i in range(n):
-            old_pages[i] = self.pages[i]
         self.take_process_slot()
         c = self.ctx()
         self.free_cells = []
@@ -229,8 +249,7 @@ cdef class Process:
             self.add_cell_page(c)
         self.free_cells = []
         for i in range(n * OPEN_CELLS):
-            node.ino = old_pages[i // OPEN_CELLS][i % OPEN_CELLS]
-            node.generation = 0
+            node.ino, node.generation = self.inherited.get(i, (0, 0))
             if node.ino & <uint64_t>CELL_SNAPSHOT:
                 self.hold_snapshot(c, i, node.ino)
             elif node.ino == 0 or handle_open(c, node, self.cell(i)):

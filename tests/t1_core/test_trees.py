@@ -340,6 +340,25 @@ def test_files_opened_before_a_fork(fs: FileSystem) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_what_is_opened_after_a_fork_is_not_inherited(fs: FileSystem) -> None:
+    """The parent goes on at once, while the child still takes over what was open at the fork."""
+    for _ in range(40):
+        gate, opened = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.read(gate, 1)
+            os._exit(0)
+        snapshot = fs.snapshots.create()
+        with fs.snapshots.open(snapshot) as view:
+            assert view.listdir("/") == []
+        fs.snapshots.delete(snapshot)
+        os.write(opened, b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+        os.close(gate)
+        os.close(opened)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_fork_of_children_at_once(fs: FileSystem) -> None:
     children = []
     for number in range(4):
