@@ -77,7 +77,9 @@ def _processes(folder: str) -> list[psutil.Process]:
         try:
             place = process.environ().get("NOVA_MP_RUNTIME_DIR", "")
             # Forked helpers of the tests (multiprocessing's, say) are not engines.
-            engine = any(word.startswith("nova_mp.workers") for word in process.cmdline())
+            engine = process.name().startswith("nova-") or any(
+                word.startswith("nova_mp.workers") for word in process.cmdline()
+            )
         except psutil.Error:
             continue
         if engine and place.startswith(folder):

@@ -96,7 +96,3 @@ def main(child: process.Child) -> None:
         cleaner.run()
     finally:
         cleaner.close()
-
-
-if __name__ == "__main__":
-    process.run_child("cleaner", main)

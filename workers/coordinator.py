@@ -225,7 +225,3 @@ def main(child: process.Child) -> None:
         coordinator.run()
     finally:
         coordinator.close()
-
-
-if __name__ == "__main__":
-    process.run_child("coordinator", main)

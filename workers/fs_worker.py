@@ -151,7 +151,3 @@ def main(child: process.Child) -> None:
         worker.run()
     finally:
         worker.close()
-
-
-if __name__ == "__main__":
-    process.run_child("fs_worker", main)

@@ -1,4 +1,4 @@
-"""What the engine's processes share: arguments, control channel, signals, the arena.
+"""What the engine's processes share: orders, control channel, signals, the arena.
 
 A child talks to the supervisor over a socket that it inherits: messages of `nova_mp.protocol`, one
 a packet. When the supervisor dies the socket says so, and the child leaves.
@@ -6,14 +6,12 @@ a packet. When the supervisor dies the socket says so, and the child leaves.
 
 from __future__ import annotations
 
-import argparse
 import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any
 
@@ -39,11 +37,16 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: Any) -> bool:
-        """Send a message; False when the other side is gone, or does not read."""
+        """Send a message; False when there is no room for it now.
+
+        True also when the other side is gone: whoever reads next hears of that.
+        """
         try:
             self._socket.send(codec.encode(message)[0], socket.MSG_NOSIGNAL)
-        except (BlockingIOError, ConnectionError, BrokenPipeError):
+        except BlockingIOError:
             return False
+        except ConnectionError:
+            return True
         return True
 
     def receive(self) -> list[Any] | None:
@@ -154,69 +157,47 @@ class Arena:
 
 
 @dataclass(slots=True)
-class Child:
-    """A child process of the supervisor, from its command line."""
+class Order:
+    """What the supervisor wants a child to be: which engine's, its title, its CPU (else -1)."""
 
     name: str
     title: str
     cpu: int
     engine_id: str
     started_ns: int
-    cpus: int
     media: str
-    address: str | None
+    endpoints: config.Endpoints
+    """Where the engine listens."""
+
+    @property
+    def cpus(self) -> int:
+        """Emulated CPUs of the arena."""
+        return len(self.endpoints.workers)
+
+
+@dataclass(slots=True)
+class Child(Order):
+    """A child process of the supervisor: its orders, and what connects it to the engine."""
+
     control: Channel
     log: EngineLog
     signals: Signals
 
-    @property
-    def endpoints(self) -> config.Endpoints:
-        """Where the engine listens."""
-        return config.endpoints(self.name, self.cpus, self.address)
 
+def run_child(order: Order, control: socket.socket, body: Callable[[Child], None]) -> int:
+    """Life of a child process: set it up, run `body`, report why it failed if it does.
 
-def _parse(role: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m nova_mp.workers.{role}",
-        description="A process of an engine. The supervisor starts it; to start an engine, use"
-        " nova-mp start.",
-    )
-    parser.add_argument("name", help="arena")
-    parser.add_argument("--control-fd", type=int, required=True)
-    parser.add_argument("--cpu", type=int, default=-1)
-    parser.add_argument("--engine-id", required=True)
-    parser.add_argument("--started-ns", type=int, required=True)
-    parser.add_argument("--cpus", type=int, required=True)
-    parser.add_argument("--media", default="dram")
-    parser.add_argument("--address")
-    return parser.parse_args()
-
-
-def run_child(role: str, body: Callable[[Child], None]) -> None:
-    """Main function of a child process: set it up, run `body`, report why it failed if it does.
-
-    `body` sends ChildReady once it serves. Exits with status 0, or 1 after an error.
+    `body` sends ChildReady once it serves. Returns the exit status: 0, or 1 after an error.
     """
-    arguments = _parse(role)
-    title = role if arguments.cpu < 0 else f"worker-{arguments.cpu}"
+    title = order.title
+    identity.set_command_line(f"nova-mp: {title} ({order.name})")
     # Only 15 bytes of a name are shown.
     identity.set_title(f"nova-{title}".replace("coordinator", "coord"))
     # Ctrl-C at a terminal is for the supervisor, which then tells its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = EngineLog(arguments.name, title)
-    child = Child(
-        name=arguments.name,
-        title=title,
-        cpu=arguments.cpu,
-        engine_id=arguments.engine_id,
-        started_ns=arguments.started_ns,
-        cpus=arguments.cpus,
-        media=arguments.media,
-        address=arguments.address,
-        control=Channel(socket.socket(fileno=arguments.control_fd)),
-        log=log,
-        signals=Signals(signal.SIGTERM),
-    )
+    log = EngineLog(order.name, title)
+    ordered = {field.name: getattr(order, field.name) for field in fields(order)}
+    child = Child(**ordered, control=Channel(control), log=log, signals=Signals(signal.SIGTERM))
     try:
         body(child)
     except Exception as error:
@@ -224,8 +205,9 @@ def run_child(role: str, body: Callable[[Child], None]) -> None:
         told = error if isinstance(error, NovaError) else None
         reason = told.reason if told else f"{title}: {type(error).__name__}: {error}"
         child.control.send(m.ChildFailed(title, reason, told.remedy if told else ""))
-        sys.exit(1)
+        return 1
     log.info("left")
+    return 0
 
 
 def quit_asked(child: Child) -> bool:

@@ -1,4 +1,4 @@
-"""The supervisor process: mounts the arena, starts and restarts the others, and ends it all.
+"""The supervisor process: mounts the arena, forks the others and their successors, ends it all.
 
 It holds the lock file of the arena as long as it lives, so an arena has one engine, and whoever
 takes the lock knows that no other supervisor is there.
@@ -13,12 +13,12 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from nova_mp.errors import EngineFailed, EngineRunning, NovaError
 from nova_mp.protocol import codec, identity
 from nova_mp.protocol import messages as m
 
-from . import process
+from . import birth, cleaner, coordinator, fs_worker, process
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+BODIES = {"coordinator": coordinator.main, "fs_worker": fs_worker.main, "cleaner": cleaner.main}
 
 
 class Lock:
@@ -65,11 +66,28 @@ class Lock:
 
 @dataclass(slots=True)
 class Running:
-    """A child that lives: its process, its channel, and the descriptor that tells of its death."""
+    """A child that lives, the channel to it, and what that had no room for yet."""
 
-    popen: subprocess.Popen[bytes]
+    born: birth.Born
     channel: process.Channel
-    pidfd: int
+    unsent: list[Any] = field(default_factory=list)
+    hears: bool = True
+
+    def tell(self, message: Any) -> None:
+        """Send a message, now or when there is room; it takes the place of an older one alike."""
+        self.unsent = [late for late in self.unsent if type(late) is not type(message)]
+        self.unsent.append(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what there is room for."""
+        while self.unsent and self.channel.send(self.unsent[0]):
+            del self.unsent[0]
+
+    @property
+    def events(self) -> int:
+        """What to poll the channel for."""
+        return select.POLLIN | (select.POLLOUT if self.unsent else 0)
 
 
 class Announcement:
@@ -116,7 +134,7 @@ class SupervisorProcess:
         self._residence = Residence(self._name, options.media, self._log)
         self._cpus = self._residence.cpus
         # Refused now rather than by each child: a path too long, an address without room.
-        config.endpoints(self._name, self._cpus, options.address)
+        self._endpoints = config.endpoints(self._name, self._cpus, options.address)
         self._machine = s.Supervisor(self._cpus)
         self._pending: deque[Any] = deque()
         self._children: dict[str, Running] = {}
@@ -138,6 +156,7 @@ class SupervisorProcess:
         self._kill_leftovers()
         self._save_record(False, ())
         self._residence.enter()
+        birth.prepare()
         self._step(s.Mounted(time.monotonic()))
         while not self._exit:
             timeout = None
@@ -175,14 +194,21 @@ class SupervisorProcess:
             if fd == child.channel.fileno():
                 self._hear(title, child)
                 return
-            if fd == child.pidfd:
+            if fd == child.born.pidfd:
                 self._bury(title, child)
                 return
 
+    def _listen(self, child: Running) -> None:
+        if child.hears:
+            self._poll.register(child.channel.fileno(), child.events)
+
     def _hear(self, title: str, child: Running) -> None:
+        child.flush()
+        self._listen(child)
         messages = child.channel.receive()
         if messages is None:
             # Its death is told by the pidfd; until then the closed socket would wake us for ever.
+            child.hears = False
             self._poll.unregister(child.channel.fileno())
             return
         now = time.monotonic()
@@ -198,11 +224,10 @@ class SupervisorProcess:
     def _bury(self, title: str, child: Running) -> None:
         # What it said before it died comes first: it may be why.
         self._hear_last(title, child)
-        status = child.popen.wait()
-        self._log.info("child exited", title=title, child=child.popen.pid, status=status)
-        self._poll.unregister(child.pidfd)
-        os.close(child.pidfd)
-        with contextlib.suppress(KeyError):
+        self._poll.unregister(child.born.pidfd)
+        status = child.born.bury()
+        self._log.info("child exited", title=title, child=child.born.pid, status=status)
+        if child.hears:
             self._poll.unregister(child.channel.fileno())
         child.channel.close()
         del self._children[title]
@@ -226,12 +251,13 @@ class SupervisorProcess:
         if kind is s.Tell:
             child = self._children.get(instruction.title)
             if child is not None:
-                child.channel.send(instruction.message)
+                child.tell(instruction.message)
+                self._listen(child)
         elif kind is s.Kill:
             child = self._children.get(instruction.title)
             if child is not None:
                 self._log.warning("child does not leave and is killed", title=instruction.title)
-                child.popen.kill()
+                child.born.kill()
         elif kind is s.SaveRecord:
             self._save_record(instruction.ready, instruction.children)
         elif kind is s.ReportReady:
@@ -248,29 +274,24 @@ class SupervisorProcess:
 
     def _spawn(self, role: s.Role) -> s.Spawned:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", f"nova_mp.workers.{role.module}", self._name]
-        command += ["--control-fd", str(theirs.fileno()), "--cpu", str(role.cpu)]
-        command += ["--engine-id", self._engine_id, "--started-ns", str(self._started_ns)]
-        command += ["--cpus", str(self._cpus), "--media", self._options.media]
-        if self._options.address:
-            command += ["--address", self._options.address]
+        order = process.Order(
+            name=self._name,
+            title=role.title,
+            cpu=role.cpu,
+            engine_id=self._engine_id,
+            started_ns=self._started_ns,
+            media=self._options.media,
+            endpoints=self._endpoints,
+        )
+        body = partial(process.run_child, order, theirs, BODIES[role.module])
         with theirs:
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log.fileno(),
-                stderr=self._log.fileno(),
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                cwd="/",
-            )
-        ticks = identity.start_ticks(popen.pid)
-        child = Running(popen, process.Channel(ours), os.pidfd_open(popen.pid))
+            born = birth.fork(body, theirs.fileno(), self._log.fileno(), STOP_SIGNALS)
+        child = Running(born, process.Channel(ours))
         self._children[role.title] = child
-        self._poll.register(child.channel.fileno(), select.POLLIN)
-        self._poll.register(child.pidfd, select.POLLIN)
-        self._log.info("child started", title=role.title, child=popen.pid)
-        return s.Spawned(role.title, popen.pid, ticks, time.monotonic())
+        self._listen(child)
+        self._poll.register(born.pidfd, select.POLLIN)
+        self._log.info("child started", title=role.title, child=born.pid)
+        return s.Spawned(role.title, born.pid, identity.start_ticks(born.pid), time.monotonic())
 
     def _save_record(self, ready: bool, children: tuple[tuple[str, int, int], ...]) -> None:
         record = config.EngineRecord(
@@ -300,8 +321,8 @@ class SupervisorProcess:
     def close(self) -> None:
         """Remove what only a running engine has."""
         for child in self._children.values():
-            child.popen.kill()
-            child.popen.wait()
+            child.born.kill()
+            child.born.bury()
         self._residence.close()
         config.clear_engine_files(self._name)
 
@@ -333,6 +354,7 @@ def main() -> int:
         # The one who starts engines need not wait for this process: it becomes init's child.
         os._exit(0)
     identity.set_title("nova-supervisor")
+    identity.set_command_line(f"nova-mp: supervisor ({options.name})")
     announcement = Announcement(options.ready_fd)
     try:
         folder = config.make_runtime_path(options.name)

@@ -60,6 +60,10 @@ from nova_mp.errors import (
 )
 from nova_mp.protocol import messages as m
 
+REAP_S = 0.5
+"""How often slots of clients that died are looked for: that reads a file of /proc for each slot.
+Who waits for a dead one's lock does not wait for this."""
+
 REPLIES_REMEMBERED = 4096
 
 
@@ -153,6 +157,7 @@ class Coordinator(Machine):
         self.reclaim_left = -1
         self.deferred = set(deferred)
         self.processes: tuple[dict[str, Any], ...] = ()
+        self._reap_at = 0.0
         self._inherited_freeze = frozen
         self._queue: deque[_Job] = deque()
         self._running: _Job | None = None
@@ -498,11 +503,17 @@ class Coordinator(Machine):
         self._publish_epoch()
 
     def _on_processes(self, event: ProcessesChanged) -> None:
+        here = {row["pid"] for row in event.processes}
+        gone = any(row["pid"] not in here for row in self.processes)
         self.processes = event.processes
-        self.emit(Reap())
+        if gone:
+            # While the engine starts this comes twice for each worker, and nobody has died.
+            self.emit(Reap())
 
     def _on_tick(self, event: Tick) -> None:
-        self.emit(Reap())
+        if self._reap_at <= event.now:
+            self._reap_at = event.now + REAP_S
+            self.emit(Reap())
         self._answer_waiters(event.now)
         for job in [job for job in self._queue if job.deadline < event.now]:
             self._queue.remove(job)

@@ -94,3 +94,15 @@ def kill_and_wait(processes: list[tuple[int, int]], timeout: float = 10.0) -> bo
 def set_title(title: str) -> None:
     """Name this process as `ps -o comm` and `top` show it (at most 15 bytes are kept)."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NAME, title.encode()[:15], 0, 0, 0)
+
+
+def set_command_line(text: str) -> None:
+    """Show `text` as this process's command line, in the room that its first one took.
+
+    For forked processes: they would all show their parent's. What does not fit is cut off.
+    """
+    start, end = map(int, _stat_fields(os.getpid())[45:47])
+    room = end - start - 1
+    if room > 0:
+        # The last byte stays NUL: else the kernel reads on, into the environment.
+        ctypes.memmove(start, text.encode()[:room].ljust(room, b"\0"), room)
