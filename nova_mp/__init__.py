@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nova_mp.errors import (
+    AccessRefused,
     ArenaBusy,
     ArenaExists,
     ArenaNotFound,
@@ -54,6 +55,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AccessRefused",
     "ArenaBusy",
     "ArenaExists",
     "ArenaNotFound",

@@ -119,29 +119,34 @@ class Endpoints:
     workers: tuple[str, ...]
 
 
-def endpoints(name: str, cpus: int, address: str | None = None) -> Endpoints:
-    """Addresses of arena `name`'s engine.
+def endpoints(name: str, cpus: int) -> Endpoints:
+    """Addresses of arena `name`'s engine on this machine: sockets in the runtime folder.
 
-    `address` is None for sockets in the runtime folder, or `tcp://HOST:PORT`: then the coordinator
-    has PORT, its events PORT + 1, and worker N has PORT + 2 + N. Raises ValueError for a bad
-    address and NovaError when the runtime folder's path is too long for a Unix socket.
+    Raises NovaError when the runtime folder's path is too long for a Unix socket.
     """
     check_cpus(cpus)
-    if address is None:
-        folder = runtime_path(name)
-        paths = [folder / "coordinator.sock", folder / "events.sock"]
-        paths += [folder / f"worker-{cpu}.sock" for cpu in range(cpus)]
-        longest = max(paths, key=lambda path: len(os.fsencode(path)))
-        if len(os.fsencode(longest)) > IPC_PATH_BYTES_MAX:
-            raise NovaError(
-                f"{longest} is too long for a socket (at most {IPC_PATH_BYTES_MAX} bytes)",
-                "set NOVA_MP_RUNTIME_DIR to a shorter directory, or choose a shorter arena name",
-            )
-        urls = [f"ipc://{path}" for path in paths]
-        return Endpoints(urls[0], urls[1], tuple(urls[2:]))
-    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:]+\]|[^:/\s]+):(\d{1,5})", address)
+    folder = runtime_path(name)
+    paths = [folder / "coordinator.sock", folder / "events.sock"]
+    paths += [folder / f"worker-{cpu}.sock" for cpu in range(cpus)]
+    longest = max(paths, key=lambda path: len(os.fsencode(path)))
+    if len(os.fsencode(longest)) > IPC_PATH_BYTES_MAX:
+        raise NovaError(
+            f"{longest} is too long for a socket (at most {IPC_PATH_BYTES_MAX} bytes)",
+            "set NOVA_MP_RUNTIME_DIR to a shorter directory, or choose a shorter arena name",
+        )
+    urls = [f"ipc://{path}" for path in paths]
+    return Endpoints(urls[0], urls[1], tuple(urls[2:]))
+
+
+def tcp_endpoints(tcp: str, cpus: int) -> Endpoints:
+    """Addresses of an engine by TCP, from its coordinator's: `HOST:PORT`, or `tcp://HOST:PORT`.
+
+    Its events have PORT + 1, and worker N has PORT + 2 + N. Raises ValueError for what is none.
+    """
+    check_cpus(cpus)
+    match = re.fullmatch(r"(?:tcp://)?(\[[0-9A-Fa-f:]+\]|[^:/\s]+):(\d{1,5})", tcp)
     if not match or not 1 <= int(match[2]) <= 65535 - 2 - cpus:
-        raise ValueError(f"bad address {address!r}: write tcp://HOST:PORT, ports to spare")
+        raise ValueError(f"bad address {tcp!r}: write HOST:PORT, ports to spare")
     host, port = match[1], int(match[2])
     urls = [f"tcp://{host}:{port + step}" for step in range(2 + cpus)]
     return Endpoints(urls[0], urls[1], tuple(urls[2:]))
@@ -165,7 +170,7 @@ class EngineRecord:
     started_ns: int
     cpus: int
     media: str
-    address: str | None
+    tcp: str | None
     ready: bool
     children: tuple[tuple[str, int, int], ...] = ()
 

@@ -103,6 +103,12 @@ class Timeout(NovaError, TimeoutError):
     errno_value = errno.ETIMEDOUT
 
 
+class AccessRefused(NovaError, PermissionError):
+    """The engine does not let this client in, or it is not the engine that was expected."""
+
+    errno_value = errno.EACCES
+
+
 class Frozen(NovaError, OSError):
     """The file system is frozen by another holder (`errno` is `EBUSY`)."""
 
@@ -126,6 +132,7 @@ NOVA_ERRORS: dict[str, type[NovaError]] = {
         SlotsExhausted,
         ProtocolError,
         Timeout,
+        AccessRefused,
         Frozen,
     )
 }

@@ -25,6 +25,7 @@ from nova_mp.protocol import messages as m
 from nova_mp.version import __version__
 
 from . import process
+from .gate import Gate
 
 REQUEST_BYTES_MAX = 1 << 20
 
@@ -105,13 +106,14 @@ class CoordinatorProcess:
         self._router.setsockopt(zmq.LINGER, 1000)
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES_MAX)
-        self._router.bind(child.endpoints.coordinator)
         self._events = self._context.socket(zmq.XPUB)
         self._events.setsockopt(zmq.LINGER, 1000)
         # Every subscription is seen, also of one who comes back: it may have missed events.
         self._events.setsockopt(zmq.XPUB_VERBOSE, 1)
-        self._events.bind(child.endpoints.events)
         self._poller = zmq.Poller()
+        self._gate = Gate(self._context, child, self._poller)
+        self._gate.bind(self._router, "coordinator")
+        self._gate.bind(self._events, "events")
         own_fds = (child.control.fileno(), child.signals.fileno(), self._jobs.fileno())
         for source in (self._router, self._events, *own_fds):
             self._poller.register(source, zmq.POLLIN)
@@ -136,6 +138,8 @@ class CoordinatorProcess:
         step = self._machine.step
         if source is self._router:
             self._receive(now)
+        elif source is self._gate.socket:
+            self._gate.answer()
         elif source is self._events:
             subscription = self._events.recv()
             if subscription[:1] == b"\x01":
@@ -215,6 +219,7 @@ class CoordinatorProcess:
         self._arena.close()
         self._router.close()
         self._events.close()
+        self._gate.close()
         self._context.term()
 
 

@@ -17,6 +17,7 @@ from nova_mp.protocol import messages as m
 from nova_mp.version import __version__
 
 from . import process
+from .gate import Gate
 
 BATCH = 64
 """Requests taken from the socket before the control channel is looked at again."""
@@ -43,8 +44,9 @@ class WorkerProcess:
             coordinator=child.endpoints.coordinator,
             events=child.endpoints.events,
             workers=child.endpoints.workers,
+            host=identity.host(),
         )
-        self._machine = Worker(greeting, identity.host())
+        self._machine = Worker(greeting)
         self._arena = process.Arena(child.name, "worker", child.cpu, child.title)
         self._server = FileOpServer(self._arena.core)
         self._exit = False
@@ -55,8 +57,9 @@ class WorkerProcess:
         # A client that reconnects keeps its routing id, and so its session.
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, codec.PAYLOAD_BYTES_MAX)
-        self._router.bind(child.endpoints.workers[child.cpu])
         self._poller = zmq.Poller()
+        self._gate = Gate(self._context, child, self._poller)
+        self._gate.bind(self._router, "worker")
         for source in (self._router, child.control.fileno(), child.signals.fileno()):
             self._poller.register(source, zmq.POLLIN)
         self._watch = process.ProcessWatch(self._poller)
@@ -73,6 +76,8 @@ class WorkerProcess:
             for source, _ in ready:
                 if source is self._router:
                     self._receive(now)
+                elif source is self._gate.socket:
+                    self._gate.answer()
                 elif (pid := self._watch.died(source)) is not None:
                     self._carry_out(self._machine.step(v.HolderDied(pid, now)))
                 elif drain_until is None and process.quit_asked(self._child):
@@ -141,6 +146,7 @@ class WorkerProcess:
         self._server.close()
         self._arena.close()
         self._router.close()
+        self._gate.close()
         self._context.term()
 
 

@@ -22,6 +22,8 @@ from nova_mp.errors import NovaError
 from nova_mp.protocol import codec, identity
 from nova_mp.protocol import messages as m
 
+from .gate import Tcp
+
 PACKET_BYTES_MAX = 128 << 10
 
 
@@ -167,7 +169,9 @@ class Order:
     started_ns: int
     media: str
     endpoints: config.Endpoints
-    """Where the engine listens."""
+    """Where the engine listens for processes of this machine."""
+    tcp: Tcp | None
+    """Where it listens for clients with keys, if it does."""
 
     @property
     def cpus(self) -> int:

@@ -32,6 +32,7 @@ from nova_mp.protocol import codec, identity
 from nova_mp.protocol import messages as m
 
 from . import birth, cleaner, coordinator, fs_worker, process
+from .gate import open_tcp
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 BODIES = {"coordinator": coordinator.main, "fs_worker": fs_worker.main, "cleaner": cleaner.main}
@@ -134,7 +135,8 @@ class SupervisorProcess:
         self._residence = Residence(self._name, options.media, self._log)
         self._cpus = self._residence.cpus
         # Refused now rather than by each child: a path too long, an address without room.
-        self._endpoints = config.endpoints(self._name, self._cpus, options.address)
+        self._endpoints = config.endpoints(self._name, self._cpus)
+        self._tcp = open_tcp(options.tcp, self._cpus, options.keys) if options.tcp else None
         self._machine = s.Supervisor(self._cpus)
         self._pending: deque[Any] = deque()
         self._children: dict[str, Running] = {}
@@ -282,6 +284,7 @@ class SupervisorProcess:
             started_ns=self._started_ns,
             media=self._options.media,
             endpoints=self._endpoints,
+            tcp=self._tcp,
         )
         body = partial(process.run_child, order, theirs, BODIES[role.module])
         with theirs:
@@ -302,7 +305,7 @@ class SupervisorProcess:
             started_ns=self._started_ns,
             cpus=self._cpus,
             media=self._options.media,
-            address=self._options.address,
+            tcp=self._options.tcp,
             ready=ready,
             children=children,
         )
@@ -340,7 +343,8 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("name", help="arena")
     parser.add_argument("--media", default="dram")
-    parser.add_argument("--address")
+    parser.add_argument("--tcp")
+    parser.add_argument("--keys")
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--life-fd", type=int)
     parser.add_argument("--daemon", action="store_true")

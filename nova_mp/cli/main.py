@@ -26,6 +26,7 @@ VERBS: dict[str, dict[str, str]] = {
         "start": "Start an arena's engine.",
         "stop": "Stop an arena's engine, leaving the arena clean.",
         "status": "Show the arenas, or one of them in detail.",
+        "keygen": "Make keys for access by TCP.",
         "crash": "Cut an arena's power, as far as software can.",
     },
     "Files": {

@@ -1,4 +1,7 @@
-"""What commands are given: `NAME:/path`, `NAME@SNAPSHOT:/path`, local paths, names of arenas."""
+"""What commands are given: `NAME:/path`, `NAME@SNAPSHOT:/path`, local paths, names of arenas.
+
+A NAME may be `tcp://HOST:PORT` too: then the arena is that of the engine there.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ from nova_mp.errors import NovaError
 if TYPE_CHECKING:
     from nova_mp.client.base import FileSystem
 
+# What names an arena: its name, or where an engine listens for clients with keys.
+_ARENA = r"(?:tcp://(?:\[[0-9A-Fa-f:]+\]|[^:/@\s]+):\d{1,5}|[A-Za-z0-9][A-Za-z0-9_.-]{0,63})"
 # A snapshot's name may hold anything but ":/", so the first ":/" (or a final ":") ends it.
 _OPERAND = re.compile(
-    r"(?P<arena>[A-Za-z0-9][A-Za-z0-9_.-]{0,63})(?:@(?P<snapshot>.+?))?:(?P<path>/.*)?", re.DOTALL
+    rf"(?P<arena>{_ARENA})(?:@(?P<snapshot>.+?))?:(?P<path>/.*)?", re.DOTALL
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(@[^:/]+)?")
 _NO_SLASH = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})(@[^:/]+)?:(.+)", re.DOTALL)
@@ -173,7 +178,8 @@ class Arenas:
         key = (operand.arena, operand.snapshot)
         if key not in self._open:
             if operand.snapshot is None:
-                fs = nova_mp.attach(operand.arena)
+                far = operand.arena.startswith("tcp://")
+                fs = nova_mp.connect(operand.arena) if far else nova_mp.attach(operand.arena)
             else:
                 fs = self.open(Operand(operand.arena, None, "/")).snapshots.open(operand.snapshot)
             self._open[key] = self._stack.enter_context(fs)

@@ -20,7 +20,7 @@ from nova_mp.cli.report import Refused, Report
         nova-mp start demo
         nova-mp start demo --foreground                        until Ctrl-C
         nova-mp start demo --media pmem                        with a persistent medium's timing
-        nova-mp start demo --address tcp://127.0.0.1:7000      for other users and machines
+        nova-mp start demo --tcp 127.0.0.1:7000                for other users and machines, too
     """,
 )
 @click.argument("name", type=ArenaType(), metavar="NAME")
@@ -33,12 +33,13 @@ from nova_mp.cli.report import Refused, Report
     help="Plain memory; emulated persistent memory; flush instructions, for a real one.",
 )
 @click.option(
-    "--address",
-    metavar="tcp://HOST:PORT",
-    help="Listen there instead of on sockets of yours alone. There is no authentication.",
+    "--tcp",
+    metavar="HOST:PORT",
+    help="Let in clients with keys there, and on the following ports. See nova-mp keygen.",
 )
+@click.option("--keys", metavar="FOLDER", help="The folder of the keys, if not the default one.")
 def command(
-    report: Report, name: str, foreground: bool, media: str, address: str | None
+    report: Report, name: str, foreground: bool, media: str, tcp: str | None, keys: str | None
 ) -> dict[str, Any]:
     """Start an arena's engine.
 
@@ -51,13 +52,13 @@ def command(
         from nova_mp.cluster.launcher import run_foreground
 
         report.say(f"starting {name}; Ctrl-C stops it")
-        status = run_foreground(name, media=media, address=address)
+        status = run_foreground(name, media=media, tcp=tcp, keys=keys)
         if status:
             raise Refused(f"its engine ended with status {status}", "see its engine.log")
         report.say(f"{name} has stopped, clean")
         return {"name": name}
     with progress.spinner(f"starting {name}", progress.wanted(report.as_json)):
-        engine = nova_mp.start(name, media=media, address=address)
+        engine = nova_mp.start(name, media=media, tcp=tcp, keys=keys)
         found = engine.status()
     recovery = found.get("stats", {}).get("recovery", {})
     report.say(f"{name} runs: {engine.cpus} workers, pid {engine.pid}{recovered(recovery)}")
@@ -67,6 +68,7 @@ def command(
         "cpus": engine.cpus,
         "media": engine.media,
         "address": engine.address,
+        "tcp_address": engine.tcp_address,
         "recovery": recovery,
     }
 

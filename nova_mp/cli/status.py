@@ -105,6 +105,8 @@ def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
     if "pid" in arena:
         pairs.append(("engine", f"pid {arena['pid']}, medium {arena['media']}"))
         pairs.append(("address", arena["address"]))
+        if arena["tcp_address"]:
+            pairs.append(("by TCP", arena["tcp_address"]))
     if arena.get("not_stopped"):
         pairs.append(("not stopped", _not_stopped(arena)))
     stats = arena.get("stats")

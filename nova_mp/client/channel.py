@@ -19,6 +19,7 @@ from typing import Any
 
 import zmq
 
+from nova_mp.client.keys import Keys, unlock
 from nova_mp.errors import EngineNotRunning, ProtocolError, Timeout
 from nova_mp.protocol import codec, fileops
 from nova_mp.protocol.messages import Bye, ErrorReply, Hello, HelloReply, Ping, Pong, error_of
@@ -110,8 +111,9 @@ class Exchange:
 class Channel:
     """One DEALER socket to a worker, used by one thread at a time."""
 
-    def __init__(self, address: str, hello: Hello) -> None:
+    def __init__(self, address: str, hello: Hello, keys: Keys | None = None) -> None:
         self._address = address
+        self._keys = keys
         self._hello = hello
         # Also the routing id: a reconnect finds the same session.
         self._client = os.urandom(16)
@@ -123,6 +125,7 @@ class Channel:
         # Requests that nobody waits for any more, whose reply says what there is to close.
         self._given_up: set[int] = set()
         self._patience_ms = -1
+        self._sent = 0.0
         self.greeting: HelloReply | None = None
         self._socket = self._connect()
 
@@ -135,6 +138,7 @@ class Channel:
         # Lost connections are noticed, and tried again, well within PROBE_SECONDS.
         made.setsockopt(zmq.RECONNECT_IVL, 20)
         made.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        unlock(made, self._address, self._keys)
         made.connect(self._address)
         self._patience_ms = -1
         return made
@@ -205,6 +209,18 @@ class Channel:
         while not self.room(size):
             self.wait(next(iter(self._open.values())), deadline)
 
+    def keep_alive(self, idle_s: float) -> None:
+        """Let the worker hear of us if nothing was sent for `idle_s` seconds."""
+        if time.monotonic() - self._sent < idle_s:
+            return
+        # What has come meanwhile are replies to earlier pings.
+        while self._receive(1):
+            continue
+        # A full queue means that nobody is there to hear.
+        if self._socket.poll(0, zmq.POLLOUT):
+            self._sent = time.monotonic()
+            self._abandon(Ping())
+
     def close(self, bye: bool) -> None:
         """Close the socket; with `bye` the worker is told that the session ends."""
         if self._socket.closed:
@@ -222,7 +238,7 @@ class Channel:
 
     def _transmit(self, exchange: Exchange) -> None:
         exchange.times_sent += 1
-        exchange.sent = time.monotonic()
+        exchange.sent = self._sent = time.monotonic()
         frames = exchange.frames
         large = len(frames) > 1 and sum(map(len, frames[1:])) > COPY_BYTES_MAX
         try:
@@ -355,6 +371,8 @@ class Channel:
         if not self._address.startswith("ipc://"):
             return True
         with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
+            # A stopped worker accepts nothing, and its backlog may be full of probes like this.
+            probe.setblocking(False)
             try:
                 probe.connect(self._address.removeprefix("ipc://"))
             except (FileNotFoundError, ConnectionRefusedError):

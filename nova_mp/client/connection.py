@@ -4,33 +4,51 @@ A request borrows a channel, each with a socket and a session of its own, and gi
 reply. So a channel is never used by two threads at once, and a finalizer that runs in the middle of
 a request gets another channel than the one in use. After a fork the child starts with an empty
 pool; the parent's sockets are left alone in it.
+
+A worker on another machine cannot see whether this process lives, and ends sessions that are
+silent. So there a thread sends a Ping over each channel that has been idle for KEEP_ALIVE_S.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
+import weakref
 from collections import deque
 from typing import Any
 
 from nova_mp.client.channel import Channel, Payload, result_of
+from nova_mp.client.keys import Keys
 from nova_mp.protocol import fileops, identity
 from nova_mp.protocol.messages import Hello, HelloReply
 from nova_mp.version import __version__
+
+KEEP_ALIVE_S = 30.0
+"""A quarter of what a worker takes for the silence of the dead."""
 
 
 class Connection:
     """All channels of one file system to one worker. Thread-safe, and usable after a fork."""
 
-    def __init__(self, address: str, timeout: float | None = 30.0, title: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout: float | None = 30.0,
+        title: str = "",
+        keys: Keys | None = None,
+    ) -> None:
         self.address = address
         self.timeout = timeout
         self._title = title
+        self._keys = keys
         self._pid = os.getpid()
         # Both ends of these queues are atomic: there is no lock that a fork could find held.
         self._idle: deque[Channel] = deque()
         self._forgotten: deque[int] = deque()
         self._closed = False
+        self._ended = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     def deadline(self) -> float | None:
         """When an operation that starts now is given up, by time.monotonic()."""
@@ -84,6 +102,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
+        self._ended.set()
         if self._pid != os.getpid():
             return
         while self._idle:
@@ -91,16 +110,49 @@ class Connection:
 
     def _new_channel(self) -> Channel:
         host, pid = identity.host(), os.getpid()
-        channel = Channel(self.address, Hello(__version__, host, pid, self._title))
+        channel = Channel(self.address, Hello(__version__, host, pid, self._title), self._keys)
         try:
             channel.greet(self.deadline())
         except BaseException:
             channel.close(bye=False)
             raise
+        if channel.greeting is not None and channel.greeting.host != host:
+            self._keep_alive()
         return channel
+
+    def _keep_alive(self) -> None:
+        """Have a thread that keeps sessions alive; it ends with the connection, closed or not."""
+        if self._keeper is None:
+            arguments = (weakref.ref(self), self._ended)
+            self._keeper = threading.Thread(target=_keep, args=arguments, daemon=True)
+            self._keeper.start()
+
+    def ping_idle(self) -> None:
+        """Send a Ping over each channel that nobody has used for KEEP_ALIVE_S."""
+        for _ in range(len(self._idle)):
+            try:
+                channel = self._idle.popleft()
+            except IndexError:
+                return
+            try:
+                channel.keep_alive(KEEP_ALIVE_S)
+            finally:
+                self.give_back(channel)
 
     def _start_over(self) -> None:
         """In a forked child: the channels are the parent's, and stay so."""
         self._pid = os.getpid()
         self._idle = deque()
         self._forgotten = deque()
+        self._ended = threading.Event()
+        self._keeper = None
+
+
+def _keep(connection: weakref.ref[Connection], ended: threading.Event) -> None:
+    """Body of the thread that keeps sessions alive."""
+    while not ended.wait(KEEP_ALIVE_S / 2):
+        found = connection()
+        if found is None:
+            return
+        found.ping_idle()
+        del found

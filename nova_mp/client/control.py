@@ -17,10 +17,12 @@ from types import TracebackType
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from nova_mp import config
+from nova_mp.client.keys import Keys, unlock
 from nova_mp.core import segment
-from nova_mp.errors import EngineNotRunning, ProtocolError, Timeout
+from nova_mp.errors import AccessRefused, EngineNotRunning, ProtocolError, Timeout
 from nova_mp.protocol import codec, identity
 from nova_mp.protocol import messages as m
 from nova_mp.version import __version__
@@ -31,6 +33,13 @@ TIMEOUT_S = 30.0
 RESEND_S = 2.0
 """A request without a reply is sent again: the coordinator may have been restarted."""
 
+HANDSHAKES_MAX = 3
+HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
 REPLY_MARGIN_S = 5.0
 """What is added to a time limit that the coordinator itself keeps, for its reply to arrive."""
 
@@ -38,15 +47,40 @@ REPLY_MARGIN_S = 5.0
 class _Socket:
     """A thread's DEALER socket; closed when its thread ends and drops it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: Keys | None) -> None:
         self.pid = os.getpid()
+        self.address = address
         self.dealer: Any = zmq.Context.instance().socket(zmq.DEALER)
         self.dealer.setsockopt(zmq.LINGER, 0)
+        unlock(self.dealer, address, keys)
+        # ZeroMQ tries for ever to connect where it is not let in; why it fails, only events tell.
+        self.events: Any = self.dealer.get_monitor_socket(HANDSHAKE_FAILED) if keys else None
+        self._failed = 0
         self.dealer.connect(address)
+
+    def look_at_events(self) -> None:
+        """Raise AccessRefused if the handshake failed because of the keys."""
+        event = recv_monitor_message(self.events)
+        if event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise AccessRefused(
+                f"{self.address} does not let these keys in",
+                "let them in where the engine is, with: nova-mp keygen --client NAME",
+            )
+        # An engine that is just stopping hangs up too, but not again and again.
+        self._failed += 1
+        if self._failed >= HANDSHAKES_MAX:
+            raise AccessRefused(
+                f"{self.address} hangs up: the engine there has other keys than was expected",
+                "take a client's key file that was made along with the engine's",
+            )
 
     def close(self) -> None:
         """Close it, unless it is the parent's and we are a forked child."""
         if self.pid == os.getpid():
+            if self.events is not None:
+                self.dealer.disable_monitor()
+                self.events.close()
+                self.events = None
             self.dealer.close()
 
     def __del__(self) -> None:
@@ -59,14 +93,17 @@ class ControlClient:
     After a fork the child opens sockets of its own.
     """
 
-    def __init__(self, name_or_address: str, timeout: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, name_or_address: str, timeout: float = TIMEOUT_S, *, keys: Keys | None = None
+    ) -> None:
         """`name_or_address` is an arena of this machine, or an engine's `ipc://` or `tcp://`
-        address; `timeout` (seconds) is what a request may take.
+        address; `timeout` (seconds) is what a request may take; TCP takes `keys`.
 
         Raises EngineNotRunning when the arena has no engine, ArenaNotFound when there is no such
         arena. An address is not looked at before the first request.
         """
         self.timeout = timeout
+        self._keys = keys
         self._name: str | None = None
         self._engine: tuple[int, int] | None = None
         if "://" in name_or_address:
@@ -75,7 +112,7 @@ class ControlClient:
             record = running_engine(name_or_address)
             self._name = name_or_address
             self._engine = (record.pid, record.start_ticks)
-            self.address = config.endpoints(record.name, record.cpus, record.address).coordinator
+            self.address = config.endpoints(record.name, record.cpus).coordinator
         self._local = threading.local()
         self._client = (os.getpid(), uuid.uuid4().bytes)
         self._sequence = itertools.count(1)
@@ -161,22 +198,24 @@ class ControlClient:
         deadline = time.monotonic() + limit
         ident = codec.request_id(self._client_id(), next(self._sequence))
         frames = codec.encode(message, ident)
-        dealer = self._socket().dealer
+        held = self._socket()
         poller = zmq.Poller()
-        poller.register(dealer, zmq.POLLIN)
+        poller.register(held.dealer, zmq.POLLIN)
+        if held.events is not None:
+            poller.register(held.events, zmq.POLLIN)
         pidfd = self._watch_engine()
         if pidfd is not None:
             poller.register(pidfd, zmq.POLLIN)
         try:
-            return self._exchange(dealer, poller, frames, ident, deadline)
+            return self._exchange(held, poller, frames, ident, deadline)
         finally:
             if pidfd is not None:
                 os.close(pidfd)
 
     def _exchange(
-        self, dealer: Any, poller: zmq.Poller, frames: Any, ident: bytes, deadline: float
+        self, held: _Socket, poller: zmq.Poller, frames: Any, ident: bytes, deadline: float
     ) -> Any:
-        send_at = 0.0
+        send_at, dealer = 0.0, held.dealer
         while True:
             now = time.monotonic()
             if now >= deadline:
@@ -194,6 +233,8 @@ class ControlClient:
                 reply = self._receive(dealer, ident)
                 if reply is not None:
                     return reply
+            elif held.events in ready:
+                held.look_at_events()
             elif ready:
                 raise self._gone()
 
@@ -219,7 +260,7 @@ class ControlClient:
     def _socket(self) -> _Socket:
         held: _Socket | None = getattr(self._local, "socket", None)
         if held is None or held.pid != os.getpid():
-            held = _Socket(self.address)
+            held = _Socket(self.address, self._keys)
             self._local.socket = held
         return held
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 
+from nova_mp import config
 from nova_mp.client.attached import AttachedFileSystem
 from nova_mp.client.control import TIMEOUT_S, ControlClient, running_engine
+from nova_mp.client.keys import load_client
 from nova_mp.client.remote import RemoteFileSystem
 
 _spread = itertools.count(os.getpid())
@@ -34,34 +35,32 @@ def connect(
     *,
     timeout: float | None = TIMEOUT_S,
     title: str = "",
+    keys: str | os.PathLike[str] | None = None,
 ) -> RemoteFileSystem:
     """Connect to a running engine: operations are sent to a worker, which runs them.
 
-    `name_or_address` is an arena of this machine, or `engine.address`, which may be on another
-    one. `cpu` chooses the worker; None spreads connections over all. `timeout` (seconds) is what
-    one operation may take; None waits for ever. `title` is shown in `nova-mp status`.
+    `name_or_address` is an arena of this machine, or an engine's `tcp://HOST:PORT`. `cpu` chooses
+    the worker; None spreads connections over all. `timeout` (seconds) is what one operation may
+    take; None waits for ever. `title` is shown in `nova-mp status`. `keys`, for TCP alone, is the
+    file of a client's keys, or a folder with `client.key`; None takes NOVA_MP_KEYS, or what
+    `nova-mp keygen` made on this machine.
 
-    Raises EngineNotRunning, ArenaNotFound, Timeout if nobody answers at the address, and ValueError
-    for a CPU that the arena does not have.
+    Raises EngineNotRunning, ArenaNotFound, Timeout if nobody answers at the address, AccessRefused
+    if the keys do not fit, NovaError without keys, and ValueError for a CPU that the arena does not
+    have.
     """
-    control = ControlClient(name_or_address, TIMEOUT_S if timeout is None else timeout)
+    limit = TIMEOUT_S if timeout is None else timeout
+    pair = load_client(keys) if name_or_address.startswith("tcp://") else None
+    control = ControlClient(name_or_address, limit, keys=pair)
     try:
-        workers = control.hello().workers
+        hello = control.hello()
+        # An engine does not know by which name or address a client on another machine sees it.
+        places = hello if pair is None else config.tcp_endpoints(name_or_address, hello.cpus)
+        workers = places.workers
         if cpu is not None and not 0 <= cpu < len(workers):
             raise ValueError(f"bad CPU {cpu}: the arena has {len(workers)}")
         chosen = next(_spread) % len(workers) if cpu is None else cpu
-        address = _reachable(workers[chosen], control.address)
-        return RemoteFileSystem(address, control, timeout=timeout, title=title)
+        return RemoteFileSystem(workers[chosen], control, timeout=timeout, title=title, keys=pair)
     except BaseException:
         control.close()
         raise
-
-
-def _reachable(worker: str, coordinator: str) -> str:
-    """The worker's address as seen from here: on the host where the coordinator answered.
-
-    An engine that listens on all of its host's addresses does not know by which one it is seen.
-    """
-    host = re.fullmatch(r"tcp://(.+):\d+", coordinator)
-    port = re.fullmatch(r"tcp://.+:(\d+)", worker)
-    return f"tcp://{host[1]}:{port[1]}" if host and port else worker

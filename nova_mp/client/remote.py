@@ -17,6 +17,7 @@ from nova_mp.client import requests
 from nova_mp.client.base import FileSystem, Path, ReadOnlyMixin
 from nova_mp.client.channel import Exchange, result_of
 from nova_mp.client.connection import Connection
+from nova_mp.client.keys import Keys
 from nova_mp.client.modes import mode_of, parse_mode
 from nova_mp.client.pipeline import Pipeline, Result
 from nova_mp.client.remote_file import TEXT_CHUNK_BYTES, RemoteFile
@@ -237,9 +238,15 @@ class RemoteFileSystem(RemoteOperations):
     """
 
     def __init__(
-        self, address: str, control: Any = None, *, timeout: float | None = 30.0, title: str = ""
+        self,
+        address: str,
+        control: Any = None,
+        *,
+        timeout: float | None = 30.0,
+        title: str = "",
+        keys: Keys | None = None,
     ) -> None:
-        self._connection = Connection(address, timeout, title)
+        self._connection = Connection(address, timeout, title, keys)
         self._control = control
         self.greeting = self._connection.greet()
         self._snapshots = RemoteSnapshots(self)

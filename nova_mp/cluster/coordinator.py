@@ -258,6 +258,7 @@ class Coordinator(Machine):
             coordinator=own.coordinator,
             events=own.events,
             workers=own.workers,
+            host=own.host,
         )
 
     # ------------------------------------------------------------------------ status and stop

@@ -21,6 +21,7 @@ from typing import Any
 import nova_mp.core
 from nova_mp import config
 from nova_mp.client.control import ControlClient, not_running, running_engine
+from nova_mp.client.keys import default_folder, load_engine
 from nova_mp.cluster.log import EngineLog
 from nova_mp.core import segment
 from nova_mp.errors import (
@@ -115,7 +116,7 @@ class Engine:
 
     def __init__(self, name: str) -> None:
         record = running_engine(name)
-        places = config.endpoints(record.name, record.cpus, record.address)
+        places = config.endpoints(record.name, record.cpus)
         self.name = name
         self.pid = record.pid
         self.cpus = record.cpus
@@ -123,6 +124,8 @@ class Engine:
         self.engine_id = record.engine_id
         self.address: str = places.coordinator
         """The coordinator's ZeroMQ address, which `nova_mp.connect` takes."""
+        self.tcp_address: str | None = record.tcp
+        """The same for clients with keys, `tcp://HOST:PORT`; None if it does not listen there."""
         self.worker_addresses: tuple[str, ...] = places.workers
 
     def status(self) -> dict[str, Any]:
@@ -156,20 +159,21 @@ def start(
     name: str,
     *,
     media: str = "dram",
-    address: str | None = None,
+    tcp: str | None = None,
+    keys: str | os.PathLike[str] | None = None,
     timeout: float = START_TIMEOUT_S,
 ) -> Engine:
     """Start an arena's engine in the background; returns once it is in service.
 
     An arena that was not stopped in an orderly way is recovered first. `media` is "dram", "pmem"
-    (emulated latency and bandwidth of persistent memory) or "real" (flush instructions). `address`
-    `tcp://HOST:PORT` makes the engine reachable from elsewhere (there is no authentication: only
-    in a network that you trust); by default only its owner on this machine can reach it.
+    (emulated latency and bandwidth of persistent memory) or "real" (flush instructions). By default
+    only its owner on this machine can reach it. `tcp`, a "HOST:PORT", lets in clients of elsewhere
+    too, if they have keys: `keys` is the folder of `nova-mp keygen`, None the default one.
 
     Raises ArenaNotFound, EngineRunning, CorruptArena, VersionMismatch, NotEnoughMemory,
-    EngineFailed, and Timeout after `timeout` seconds.
+    EngineFailed, NovaError for `tcp` without keys, and Timeout after `timeout` seconds.
     """
-    command = _supervisor_command(name, media, address)
+    command = _supervisor_command(name, media, tcp, keys)
     ready = _Pipe()
     log = EngineLog(name, "launcher")
     try:
@@ -197,7 +201,8 @@ def run_foreground(
     name: str,
     *,
     media: str = "dram",
-    address: str | None = None,
+    tcp: str | None = None,
+    keys: str | os.PathLike[str] | None = None,
     on_ready: Callable[[Engine], None] | None = None,
 ) -> int:
     """Run an engine until it is stopped or interrupted (Ctrl-C); returns its exit status.
@@ -205,7 +210,7 @@ def run_foreground(
     `on_ready` is called once it is in service. The log goes to the engine's log file. If this
     process dies, the engine stops too. Raises what `start` raises.
     """
-    command = _supervisor_command(name, media, address)
+    command = _supervisor_command(name, media, tcp, keys)
     ready, life = _Pipe(), _Pipe()
     process = None
     try:
@@ -259,18 +264,23 @@ class _Pipe:
             self.reader = -1
 
 
-def _supervisor_command(name: str, media: str, address: str | None) -> list[str]:
+def _supervisor_command(
+    name: str, media: str, tcp: str | None, keys: str | os.PathLike[str] | None
+) -> list[str]:
     """Check the arguments of a start; gives back the supervisor's command line."""
     config.check_name(name)
     config.check_media(media)
     if not segment.pmem_exists(name):
         # Raises the right error for a file that is gone, too.
         segment.attach_pmem(name).close()
-    if address is not None:
-        config.endpoints(name, 1, address)
-    config.make_runtime_path(name)
     command = [sys.executable, "-m", "nova_mp.workers.supervisor", name, "--media", media]
-    return command + (["--address", address] if address else [])
+    if tcp is not None:
+        places = config.tcp_endpoints(tcp, 1)
+        folder = default_folder() if keys is None else Path(keys).absolute()
+        load_engine(folder)
+        command += ["--tcp", places.coordinator, "--keys", str(folder)]
+    config.make_runtime_path(name)
+    return command
 
 
 def _environment() -> dict[str, str]:
@@ -402,8 +412,8 @@ def status(name: str) -> dict[str, Any]:
     if record is None:
         found["state"] = "stopped" if found["mount_state"] == "clean" else "crashed"
         return found
-    places = config.endpoints(name, record.cpus, record.address)
-    found.update(pid=record.pid, media=record.media, address=places.coordinator)
+    address = config.endpoints(name, record.cpus).coordinator
+    found.update(pid=record.pid, media=record.media, address=address, tcp_address=record.tcp)
     found["state"] = "starting"
     if record.ready:
         try:

@@ -39,14 +39,19 @@ from nova_mp.cluster.vocabulary import (
     Unwatch,
     Watch,
 )
-from nova_mp.errors import ProtocolError
+from nova_mp.errors import ProtocolError, SlotsExhausted
 from nova_mp.protocol import fileops
 from nova_mp.protocol import messages as m
 
 REPLIES_REMEMBERED = 256
 """Replies remembered for each session: twice what a client may have on its way at a time."""
 
+SESSIONS_MAX = 4096
+"""A session costs kilobytes, and somebody who opens them without end must not take all memory."""
+
 SESSION_IDLE_S = 120.0
+"""Clients that cannot be watched send a Ping several times in this long."""
+
 TICK_S = 10.0
 
 _UNKNOWN = m.ErrorReply(
@@ -73,12 +78,11 @@ class _Session:
 class Worker(Machine):
     """The state machine of a worker process."""
 
-    def __init__(self, greeting: m.HelloReply, host: str) -> None:
-        """`greeting` is what hello is answered with; `host` names this machine."""
+    def __init__(self, greeting: m.HelloReply) -> None:
+        """`greeting` is what hello is answered with; its `host` names this machine."""
         super().__init__()
         self.state = State.SERVING
         self.greeting = greeting
-        self._host = host
         self._sessions: dict[bytes, _Session] = {}
         self._watched: Counter[int] = Counter()
         self.requests = 0
@@ -157,12 +161,16 @@ class Worker(Machine):
 
     def _open(self, event: Request) -> None:
         hello = event.message
-        self.emit(Send(event.peer, event.request_id, self.greeting))
         session = self._sessions.get(event.peer)
+        if session is None and len(self._sessions) >= SESSIONS_MAX:
+            error = SlotsExhausted("the worker has all the sessions it can have", "try again later")
+            self._refuse(event.peer, event.request_id, error)
+            return
+        self.emit(Send(event.peer, event.request_id, self.greeting))
         if session is not None:
             session.last_heard = event.now
             return
-        pid = hello.pid if hello.host == self._host else 0
+        pid = hello.pid if hello.host == self.greeting.host else 0
         self._sessions[event.peer] = _Session(pid, event.now)
         if pid:
             self._watched[pid] += 1

@@ -126,11 +126,19 @@ def missing_arena(name: str) -> ArenaNotFound:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write `data` to `path` so that a reader sees the old or the new contents, never a part."""
+    """`write_text` of `data` as JSON."""
+    write_text(path, json.dumps(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old or the new contents, never a part.
+
+    The file is the owner's alone (mode 0600).
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as stream:
-            json.dump(data, stream)
+            stream.write(text)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

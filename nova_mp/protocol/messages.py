@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from nova_mp import errors
 from nova_mp.errors import ProtocolError
 
-VERSION = 2
+VERSION = 3
 """Version of the protocol; another one is refused. Any change of a message increments it."""
 
 STR_CHARACTERS_MAX = 64 << 10
@@ -181,7 +181,11 @@ class Hello:
 
 @message("hello-reply")
 class HelloReply:
-    """Reply to hello. `cpu` is the worker's CPU, or -1 from the coordinator."""
+    """Reply to hello. `cpu` is the worker's CPU, or -1 from the coordinator.
+
+    `host` names the engine's machine as Hello does the client's: on the same one the client's
+    process is watched, from another one it keeps its session by Ping.
+    """
 
     arena: str
     engine_id: str
@@ -192,6 +196,7 @@ class HelloReply:
     coordinator: str
     events: str
     workers: tuple[str, ...]
+    host: str = ""
 
 
 # -------------------------------------------------------------------------------- coordinator

@@ -68,8 +68,10 @@ class ModelCore(HostFileSystem):
 class WorkerThread(threading.Thread):
     """Serve `root` at `address` until `stop`; `fault` may be changed at any time."""
 
-    def __init__(self, address: str, root: str) -> None:
+    def __init__(self, address: str, root: str, host: str | None = None) -> None:
+        """`host` is what it says its machine is, if not this one."""
         super().__init__(daemon=True)
+        host = identity.host() if host is None else host
         self.fault: Fault = never
         self.ran: list[str] = []
         self.server = FileOpServer(ModelCore(root))
@@ -86,8 +88,9 @@ class WorkerThread(threading.Thread):
             coordinator="",
             events="",
             workers=(address,),
+            host=host,
         )
-        self._machine = Worker(greeting, identity.host())
+        self._machine = Worker(greeting)
 
     def __enter__(self) -> WorkerThread:
         self.start()

@@ -59,12 +59,14 @@ def test_endpoints() -> None:
     local = config.endpoints("n", 2)
     assert local.coordinator == f"ipc://{config.runtime_path('n')}/coordinator.sock"
     assert len(set(local.workers)) == 2
-    far = config.endpoints("n", 2, "tcp://10.0.0.1:700")
+    far = config.tcp_endpoints("10.0.0.1:700", 2)
+    assert far == config.tcp_endpoints("tcp://10.0.0.1:700", 2)
+    assert far.coordinator == "tcp://10.0.0.1:700"
     assert far.events == "tcp://10.0.0.1:701"
     assert far.workers == ("tcp://10.0.0.1:702", "tcp://10.0.0.1:703")
-    for bad in ("10.0.0.1:700", "tcp://x", "tcp://x:0", "tcp://x:65535"):
+    for bad in ("10.0.0.1", "tcp://x", "x:0", "tcp://x:65535", "ipc://x:1"):
         with pytest.raises(ValueError, match="bad address"):
-            config.endpoints("n", 2, bad)
+            config.tcp_endpoints(bad, 2)
 
 
 def test_a_path_too_long_for_a_socket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,7 @@ def test_replies_to_file_operations(request_class: type) -> None:
 
 
 def test_numbers() -> None:
+    from nova_mp.client import connection, keys
     from nova_mp.cluster import coordinator, worker
     from nova_mp.protocol import codec
 
@@ -63,3 +64,7 @@ def test_numbers() -> None:
     assert f"the last {coordinator.REPLIES_REMEMBERED:,}" in text
     assert f"the last {worker.REPLIES_REMEMBERED} replies" in text
     assert f"{worker.SESSION_IDLE_S:.0f} s without a message" in text
+    assert f"has {worker.SESSIONS_MAX:,} sessions at most" in text
+    assert f"been idle for {connection.KEEP_ALIVE_S:.0f} s" in text
+    assert f"heartbeats every {keys.HEARTBEAT_MS // 1000} s" in text
+    assert f"drop it after {keys.HEARTBEAT_TIMEOUT_MS // 1000} s of silence" in text

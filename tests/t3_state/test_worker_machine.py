@@ -13,7 +13,7 @@ from nova_mp.protocol import fileops
 from nova_mp.protocol import messages as m
 from nova_mp.protocol.codec import request_id
 
-GREETING = m.HelloReply("a", "engine", "0", 1, 0, "dram", "c", "e", ("w",))
+GREETING = m.HelloReply("a", "engine", "0", 1, 0, "dram", "c", "e", ("w",), "here")
 PEER = b"peer"
 
 
@@ -25,7 +25,7 @@ class Driver:
     """A worker machine with its process played by the test; validates after every event."""
 
     def __init__(self) -> None:
-        self.worker = w.Worker(GREETING, "here")
+        self.worker = w.Worker(GREETING)
 
     def step(self, event: Any) -> list[Any]:
         out = self.worker.step(event)
@@ -105,6 +105,18 @@ def test_a_silent_session_of_another_machine_ends(driver: Driver) -> None:
     late = w.SESSION_IDLE_S + 1
     driver.ask(m.Ping(), now=late, peer=b"talks")
     assert driver.step(v.Tick(late)) == [v.DropSession(b"silent")]
+
+
+def test_there_are_only_so_many_sessions(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(w, "SESSIONS_MAX", 2)
+    for peer in (b"one", b"two"):
+        driver.hello(peer=peer)
+    assert driver.hello(42, b"three")[0].message.kind == "SlotsExhausted"
+    assert driver.hello(peer=b"two")[0].message == GREETING, "it has one already"
+    driver.ask(m.Bye(), 2, peer=b"one")
+    assert driver.hello(peer=b"three")[0].message == GREETING
 
 
 def test_malformed_requests_harm_nobody(driver: Driver) -> None:

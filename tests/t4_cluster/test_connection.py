@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket as unix
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from model.worker import WorkerThread
 
 from nova_mp import EngineNotRunning, Timeout
-from nova_mp.client import channel
+from nova_mp.client import channel, connection
 from nova_mp.client.remote import RemoteFileSystem
 from nova_mp.protocol import fileops as ops
 from nova_mp.protocol import messages as m
@@ -276,3 +278,41 @@ def test_large_payloads_go_both_ways(fs: RemoteFileSystem) -> None:
     assert fs.read_bytes("/f") == data
     with pytest.raises(ValueError), fs.pipeline() as batch:
         batch.write_bytes("/g", data)
+
+
+def test_an_idle_client_of_another_machine_keeps_its_session(
+    address: str, root: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.05)
+    pinged = threading.Event()
+
+    def heard(way: str, message: Any) -> bool:
+        if way == "request" and isinstance(message, m.Ping):
+            pinged.set()
+        return False
+
+    with WorkerThread(address, root, host="elsewhere") as worker:
+        worker.fault = heard
+        fs = RemoteFileSystem(address)
+        for _ in range(3):
+            pinged.clear()
+            assert pinged.wait(10)
+        assert fs.listdir("/") == []
+        keeper = fs._connection._keeper
+        assert keeper is not None
+        fs.close()
+        keeper.join(10)
+        assert not keeper.is_alive()
+
+
+def test_who_is_watched_needs_no_ping(fs: RemoteFileSystem) -> None:
+    assert fs._connection._keeper is None
+
+
+def test_a_stopped_worker_gives_a_clear_error(address: str) -> None:
+    """A worker that is stopped accepts nothing; asking for it again and again must not hang."""
+    with closing(unix.socket(unix.AF_UNIX)) as stopped:
+        stopped.bind(address.removeprefix("ipc://"))
+        stopped.listen(1)
+        with pytest.raises(Timeout, match="nova-mp status"):
+            RemoteFileSystem(address, timeout=3.0)

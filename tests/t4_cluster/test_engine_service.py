@@ -23,7 +23,6 @@ from t4_cluster.cluster_help import attached, eventually, kill, processes
 import nova_mp
 from nova_mp import config
 from nova_mp.client.control import ControlClient
-from nova_mp.core import segment
 from nova_mp.protocol import codec
 from nova_mp.protocol import messages as m
 
@@ -370,19 +369,3 @@ def test_whoever_waits_for_a_dead_engine_hears_of_it_at_once(arena_prefix: str) 
             timer.join()
     finally:
         nova_mp.destroy(name, force=True)
-
-
-def test_an_engine_can_be_reached_by_tcp(arena_prefix: str) -> None:
-    name = f"{arena_prefix}tcp{next(_numbers)}"
-    nova_mp.mkfs(name, "32MiB", cpus=1)
-    try:
-        address = f"tcp://127.0.0.1:{20_000 + os.getpid() % 20_000}"
-        with nova_mp.start(name, address=address) as engine:
-            assert engine.address == address
-            with nova_mp.connect(address) as fs:
-                fs.write_bytes("/far", b"away")
-                assert fs.read_bytes("/far") == b"away"
-                assert fs.snapshots.create("far").name == "far"
-    finally:
-        if segment.pmem_exists(name):
-            nova_mp.destroy(name, force=True)
