@@ -18,7 +18,8 @@ from typing import Any
 import zmq
 
 from nova_mp.cluster import vocabulary as v
-from nova_mp.cluster.coordinator import Coordinator, Identity
+from nova_mp.cluster.coordinator import Coordinator
+from nova_mp.cluster.ledger import Identity
 from nova_mp.errors import NovaError
 from nova_mp.protocol import codec, identity
 from nova_mp.protocol import messages as m

@@ -18,6 +18,7 @@ Invariants
 - COORD-2: each change is made once: its request is in flight or the reply is remembered.
 - COORD-3: a queued job whose time has passed is never begun.
 - COORD-4: FROZEN has a freeze, and no other state but FREEZING and THAWING has one.
+- COORD-5: at most REQUESTS_MAX requests wait for anything.
 """
 
 from __future__ import annotations
@@ -25,11 +26,19 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
+from nova_mp.cluster.ledger import (
+    Freeze,
+    Identity,
+    Job,
+    Memory,
+    Question,
+    Waiter,
+    late,
+)
 from nova_mp.cluster.machine import Machine, require, table
 from nova_mp.cluster.vocabulary import (
     AskStop,
@@ -56,6 +65,7 @@ from nova_mp.errors import (
     Frozen,
     NoSuchSnapshot,
     ProtocolError,
+    SlotsExhausted,
     Timeout,
 )
 from nova_mp.protocol import messages as m
@@ -63,8 +73,6 @@ from nova_mp.protocol import messages as m
 REAP_S = 0.5
 """How often slots of clients that died are looked for: that reads a file of /proc for each slot.
 Who waits for a dead one's lock does not wait for this."""
-
-REPLIES_REMEMBERED = 4096
 
 
 class State(enum.Enum):
@@ -76,61 +84,6 @@ class State(enum.Enum):
     THAWING = "thawing"
     STOPPING = "stopping"
     STOPPED = "stopped"
-
-
-# -------------------------------------------------------------------------------------- state
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What the engine is called and where it listens; goes into replies as it is."""
-
-    arena: str
-    engine_id: str
-    incarnation: str
-    package_version: str
-    cpus: int
-    media: str
-    started_ns: int
-    host: str
-    coordinator: str
-    events: str
-    workers: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Job:
-    request_id: bytes | None
-    message: Any
-    deadline: float
-
-
-@dataclass(slots=True)
-class _Freeze:
-    pid: int
-    lease_s: float
-    ends: float = float("inf")
-    holder_died: bool = False
-
-
-@dataclass(slots=True)
-class _Waiter:
-    request_id: bytes
-    deadline: float
-
-
-@dataclass(slots=True)
-class _Question:
-    request_id: bytes
-    stop: m.Stop | None
-
-
-@dataclass(slots=True)
-class _Memory:
-    """Requests in flight (their peers) and the replies of past ones, oldest first."""
-
-    in_flight: dict[bytes, list[bytes]] = field(default_factory=dict)
-    replies: OrderedDict[bytes, Any] = field(default_factory=OrderedDict)
 
 
 _JOB_MESSAGES = (m.SnapshotCreate, m.SnapshotDelete, m.Freeze)
@@ -159,22 +112,22 @@ class Coordinator(Machine):
         self.processes: tuple[dict[str, Any], ...] = ()
         self._reap_at = 0.0
         self._inherited_freeze = frozen
-        self._queue: deque[_Job] = deque()
-        self._running: _Job | None = None
+        self._queue: deque[Job] = deque()
+        self._running: Job | None = None
         self._thawing = False
-        self._freeze: _Freeze | None = None
+        self._freeze: Freeze | None = None
         self._unfreezers: list[bytes] = []
-        self._waiters: list[_Waiter] = []
-        self._questions: dict[int, _Question] = {}
+        self._waiters: list[Waiter] = []
+        self._questions: dict[int, Question] = {}
         self._next_token = 1
-        self._memory = _Memory()
+        self._memory = Memory()
         self._quitting = False
 
     def start(self) -> list[Any]:
         """Instructions for the moment the process has come up."""
         self.emit(Reap())
         if self._inherited_freeze:
-            self._freeze = _Freeze(0, 0.0)
+            self._freeze = Freeze(0, 0.0)
             self._thaw()
         out, self._out = self._out, []
         return out
@@ -198,6 +151,10 @@ class Coordinator(Machine):
             if event.peer not in peers:
                 peers.append(event.peer)
             return
+        if self._memory.full:
+            busy = SlotsExhausted("too many requests wait for the coordinator", "try again later")
+            self.emit(Send(event.peer, ident, m.error_reply(busy)))
+            return
         self._memory.in_flight[ident] = [event.peer]
         try:
             self._begin(event)
@@ -207,7 +164,7 @@ class Coordinator(Machine):
     def _begin(self, event: Request) -> None:
         message, ident = event.message, event.request_id
         if isinstance(message, m.Hello):
-            self._reply(ident, self._hello())
+            self._reply(ident, self.identity.hello())
         elif isinstance(message, m.Ping):
             self._reply(ident, m.Pong(self.identity.engine_id))
         elif isinstance(message, m.Status):
@@ -218,14 +175,14 @@ class Coordinator(Machine):
             self._ask(ident, message)
         elif isinstance(message, m.SnapshotWait):
             deadline = event.now + message.timeout_s
-            self._waiters.append(_Waiter(ident, deadline))
+            self._waiters.append(Waiter(ident, deadline))
             self._answer_waiters(event.now)
         elif isinstance(message, m.Unfreeze):
             self._begin_unfreeze(ident)
         elif isinstance(message, _JOB_MESSAGES):
             if isinstance(message, m.Freeze) and self._freeze_is_near():
                 raise Frozen("the file system is frozen already", "unfreeze it first")
-            self._queue.append(_Job(ident, message, event.now + message.timeout_s))
+            self._queue.append(Job(ident, message, event.now + message.timeout_s))
             self._run_next(event.now)
         else:
             raise ProtocolError(f"the coordinator does not answer {type(message).__name__}")
@@ -237,35 +194,18 @@ class Coordinator(Machine):
         if isinstance(message, _QUESTION_REPLIES):
             # Asked again, a question may as well get a new answer; and these can be large.
             return
-        self._memory.replies[request_id] = message
-        while len(self._memory.replies) > REPLIES_REMEMBERED:
-            self._memory.replies.popitem(last=False)
+        self._memory.remember(request_id, message)
 
-    def _answer(self, job: _Job, message: Any) -> None:
+    def _answer(self, job: Job, message: Any) -> None:
         """Reply to whoever asked for a job; what the coordinator does by itself nobody hears of."""
         if job.request_id is not None:
             self._reply(job.request_id, message)
-
-    def _hello(self) -> m.HelloReply:
-        own = self.identity
-        return m.HelloReply(
-            arena=own.arena,
-            engine_id=own.engine_id,
-            package_version=own.package_version,
-            cpus=own.cpus,
-            cpu=-1,
-            media=own.media,
-            coordinator=own.coordinator,
-            events=own.events,
-            workers=own.workers,
-            host=own.host,
-        )
 
     # ------------------------------------------------------------------------ status and stop
 
     def _ask(self, request_id: bytes, stop: m.Stop | None) -> None:
         token, self._next_token = self._next_token, self._next_token + 1
-        self._questions[token] = _Question(request_id, stop)
+        self._questions[token] = Question(request_id, stop)
         if stop is not None:
             # A process that has just died does not keep the engine from stopping.
             self.emit(Reap())
@@ -368,7 +308,7 @@ class Coordinator(Machine):
         while self._queue and self._running is None and self.state is State.SERVING:
             job = self._queue.popleft()
             if job.deadline < now:
-                self._answer(job, m.error_reply(_late(job.message)))
+                self._answer(job, m.error_reply(late(job.message)))
                 continue
             self._running = job
             message = job.message
@@ -379,12 +319,12 @@ class Coordinator(Machine):
                 self.emit(RunJob("snapshot_delete", arguments, job.request_id is not None))
             else:
                 self.state = State.FREEZING
-                self._freeze = _Freeze(message.pid, message.lease_s)
+                self._freeze = Freeze(message.pid, message.lease_s)
                 if message.pid and message.host == self.identity.host:
                     self.emit(Watch(message.pid))
                 else:
                     self._freeze.pid = 0
-                self.emit(RunJob("freeze", (max(0.0, job.deadline - now),)))
+                self.emit(RunJob("freeze", (job.timeout(now),)))
 
     def _on_job_done(self, event: JobDone) -> None:
         if self._thawing:
@@ -424,7 +364,7 @@ class Coordinator(Machine):
             self.emit(Publish(created))
             self._publish_epoch()
 
-    def _on_deleted(self, job: _Job, message: m.SnapshotDelete, event: JobDone) -> None:
+    def _on_deleted(self, job: Job, message: m.SnapshotDelete, event: JobDone) -> None:
         epoch_id = message.epoch_id
         if event.error is not None:
             if isinstance(event.error, NoSuchSnapshot):
@@ -446,11 +386,11 @@ class Coordinator(Machine):
         """Queue the deletions that were deferred; those that are still open stay deferred."""
         if self.state is State.SERVING and self._running is None and not self._queue:
             self._queue.extend(
-                _Job(None, m.SnapshotDelete(epoch_id, defer=True), float("inf"))
+                Job(None, m.SnapshotDelete(epoch_id, defer=True), float("inf"))
                 for epoch_id in sorted(self.deferred)
             )
 
-    def _on_frozen(self, job: _Job, event: JobDone) -> None:
+    def _on_frozen(self, job: Job, event: JobDone) -> None:
         freeze = self._freeze
         require(freeze is not None, "COORD-4: frozen without a freeze")
         assert freeze is not None
@@ -518,7 +458,7 @@ class Coordinator(Machine):
         self._answer_waiters(event.now)
         for job in [job for job in self._queue if job.deadline < event.now]:
             self._queue.remove(job)
-            self._answer(job, m.error_reply(_late(job.message)))
+            self._answer(job, m.error_reply(late(job.message)))
         self._try_deferred()
         self._run_next(event.now)
         if self.state is State.FROZEN and self._freeze and self._freeze.ends <= event.now:
@@ -589,12 +529,4 @@ class Coordinator(Machine):
             },
             (tuple(State), QuitAsked): ("_on_quit", (State.STOPPING, State.STOPPED)),
         }
-    )
-
-
-def _late(message: Any) -> Timeout:
-    what = {m.SnapshotCreate: "snapshot was not begun", m.SnapshotDelete: "deletion was not begun"}
-    return Timeout(
-        f"the {what.get(type(message), 'freeze was not begun')} in time",
-        "the arena may be frozen: see nova-mp status",
     )

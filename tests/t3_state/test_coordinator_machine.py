@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from nova_mp.cluster import ledger
 from nova_mp.cluster import vocabulary as v
-from nova_mp.cluster.coordinator import Coordinator, Identity, State
+from nova_mp.cluster.coordinator import Coordinator, State
+from nova_mp.cluster.ledger import Identity
 from nova_mp.cluster.machine import InvariantBroken, UnexpectedEvent
 from nova_mp.errors import NoSuchSnapshot
 from nova_mp.protocol import messages as m
@@ -369,3 +371,22 @@ def test_random_events_keep_the_invariants(seed: int) -> None:
         model.finish_job()
     assert model.coordinator.state is State.STOPPED
     assert all(len(replies) == 1 for replies in model.replies.values()), "one id, two outcomes"
+
+
+def test_only_so_many_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "REQUESTS_MAX", 3)
+    coordinator = frozen()
+    for number in range(3):
+        assert sent(ask(coordinator, m.SnapshotCreate(str(number)), number)) == []
+    (busy,) = sent(ask(coordinator, m.SnapshotCreate("late"), 3))
+    assert (busy.kind, m.error_of(busy).errno) == ("SlotsExhausted", errno.EAGAIN)
+    assert ask(coordinator, m.SnapshotCreate("0"), 0) == [], "the same again is none more"
+    out = coordinator.step(v.Tick(1000.0))
+    assert [reply.kind for reply in sent(out)] == ["Timeout"] * 3
+    assert sent(ask(coordinator, m.SnapshotCreate("late"), 3, now=1000.0)) == []
+
+
+def test_nobody_waits_for_ever() -> None:
+    coordinator = machine()
+    (run,) = ask(coordinator, m.Freeze(timeout_s=1e300), 1)
+    assert run.arguments == (ledger.TIMEOUT_MAX_S,)

@@ -52,7 +52,7 @@ def test_replies_to_file_operations(request_class: type) -> None:
 
 def test_numbers() -> None:
     from nova_mp.client import connection, keys
-    from nova_mp.cluster import coordinator, worker
+    from nova_mp.cluster import ledger, worker
     from nova_mp.protocol import codec
 
     text = DOC.read_text()
@@ -61,7 +61,8 @@ def test_numbers() -> None:
     assert f"{codec.HEADER_BYTES_MAX >> 20} MiB header" in text
     assert f"{codec.PAYLOAD_BYTES_MAX >> 20} MiB payload" in text
     assert f"{codec.PAYLOAD_FRAMES_MAX:,} payload frames" in text
-    assert f"the last {coordinator.REPLIES_REMEMBERED:,}" in text
+    assert f"the last {ledger.REPLIES_REMEMBERED:,}" in text
+    assert f"{ledger.REQUESTS_MAX:,} requests wait" in text
     assert f"the last {worker.REPLIES_REMEMBERED} replies" in text
     assert f"{worker.SESSION_IDLE_S:.0f} s without a message" in text
     assert f"has {worker.SESSIONS_MAX:,} sessions at most" in text
