@@ -26,6 +26,7 @@ from nova_mp.protocol import messages as m
 from nova_mp.version import __version__
 
 from . import process
+from .events import Events
 from .gate import Gate
 
 REQUEST_BYTES_MAX = 1 << 20
@@ -107,16 +108,12 @@ class CoordinatorProcess:
         self._router.setsockopt(zmq.LINGER, 1000)
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES_MAX)
-        self._events = self._context.socket(zmq.XPUB)
-        self._events.setsockopt(zmq.LINGER, 1000)
-        # Every subscription is seen, also of one who comes back: it may have missed events.
-        self._events.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._poller = zmq.Poller()
         self._gate = Gate(self._context, child, self._poller)
         self._gate.bind(self._router, "coordinator")
-        self._gate.bind(self._events, "events")
+        self._events = Events(self._context, self._gate, self._poller)
         own_fds = (child.control.fileno(), child.signals.fileno(), self._jobs.fileno())
-        for source in (self._router, self._events, *own_fds):
+        for source in (self._router, *own_fds):
             self._poller.register(source, zmq.POLLIN)
         self._watch = process.ProcessWatch(self._poller)
 
@@ -141,9 +138,8 @@ class CoordinatorProcess:
             self._receive(now)
         elif source is self._gate.socket:
             self._gate.answer()
-        elif source is self._events:
-            subscription = self._events.recv()
-            if subscription[:1] == b"\x01":
+        elif source is self._events.socket:
+            if self._events.take():
                 self._carry_out(step(v.Subscribed()))
         elif source == self._jobs.fileno():
             for result, error in self._jobs.results():
@@ -189,11 +185,10 @@ class CoordinatorProcess:
                 frames = codec.encode(instruction.message, instruction.request_id)
                 self._router.send_multipart([instruction.peer, *frames])
             elif kind is v.Publish:
-                topic = m.registration(type(instruction.message)).type_name.encode()
-                self._events.send_multipart([topic, *codec.encode(instruction.message)])
+                self._events.publish(instruction.message)
             elif kind is v.RunJob:
                 if instruction.asked:
-                    self._child.log.info(instruction.kind, arguments=instruction.arguments)
+                    self._child.log.debug(instruction.kind, arguments=instruction.arguments)
                 self._jobs.submit(getattr(self._core, instruction.kind), instruction.arguments)
             elif kind is v.QueryStatus:
                 read = v.StatusRead(

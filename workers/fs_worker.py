@@ -131,7 +131,7 @@ class WorkerProcess:
             reply, payload = self._server.handle(run.peer, run.message, run.payload)
         except Exception as error:
             # Whatever it is, only the one who asked is concerned.
-            if not isinstance(error, OSError | NovaError | ValueError):
+            if not isinstance(error, OSError | NovaError | ValueError | OverflowError):
                 self._child.log.failure(f"{type(run.message).__name__} failed", error)
             reply, payload = m.error_reply(error), ()
         return v.Answered(run.peer, run.request_id, reply, payload, run.keep)

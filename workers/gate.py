@@ -58,15 +58,25 @@ class Gate:
             self.socket.bind(ZAP_ADDRESS)
             poller.register(self.socket, zmq.POLLIN)
 
+    def addresses(self, what: str) -> list[str]:
+        """Where a socket listens: "coordinator", "events" or (this process's) "worker"."""
+        places = [self._child.endpoints]
+        if self._child.tcp is not None:
+            places.append(self._child.tcp.endpoints)
+        if what == "worker":
+            return [place.workers[self._child.cpu] for place in places]
+        return [str(getattr(place, what)) for place in places]
+
     def bind(self, socket: Any, what: str) -> None:
-        """Let `socket` listen as "coordinator", "events" or (this process's) "worker".
+        """Let `socket` listen at its addresses.
 
         Options of a listener are those that the socket has when it is bound, so the same socket
         takes both kinds of clients.
         """
+        own, *others = self.addresses(what)
         before = os.umask(PRIVATE_UMASK)
         try:
-            socket.bind(self._address(self._child.endpoints, what))
+            socket.bind(own)
         finally:
             os.umask(before)
         tcp = self._child.tcp
@@ -79,13 +89,10 @@ class Gate:
         # Enforced: with nobody to ask nobody comes in.
         socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        if "[" in tcp.endpoints.coordinator:
-            socket.setsockopt(zmq.IPV6, 1)
-        socket.bind(self._address(tcp.endpoints, what))
-
-    def _address(self, places: config.Endpoints, what: str) -> str:
-        found = places.workers[self._child.cpu] if what == "worker" else getattr(places, what)
-        return str(found)
+        for address in others:
+            if "[" in address:
+                socket.setsockopt(zmq.IPV6, 1)
+            socket.bind(address)
 
     def answer(self) -> None:
         """Answer one question: version, request, domain, address, identity, mechanism, key."""

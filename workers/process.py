@@ -7,6 +7,7 @@ a packet. When the supervisor dies the socket says so, and the child leaves.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -25,6 +26,7 @@ from nova_mp.protocol import messages as m
 from .gate import Tcp
 
 PACKET_BYTES_MAX = 128 << 10
+PID_MAX = (1 << 31) - 1
 
 
 class Channel:
@@ -107,8 +109,14 @@ class ProcessWatch:
         self._pids: dict[int, int] = {}
 
     def add(self, pid: int) -> bool:
-        """Watch `pid`; False when it is dead already."""
-        fd = identity.open_pidfd(pid)
+        """Watch `pid`; False when it is dead already, or no process, whatever a client says."""
+        if not 0 < pid <= PID_MAX:
+            return False
+        try:
+            fd = identity.open_pidfd(pid)
+        except OSError:
+            # The number of a thread, or no descriptor is left: then nobody is watched.
+            return False
         if fd is None:
             return False
         self._fds[pid], self._pids[fd] = fd, pid
@@ -199,6 +207,9 @@ def run_child(order: Order, control: socket.socket, body: Callable[[Child], None
     identity.set_title(f"nova-{title}".replace("coordinator", "coord"))
     # Ctrl-C at a terminal is for the supervisor, which then tells its children.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A descriptor for each connection, and one for each process that is watched.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     log = EngineLog(order.name, title)
     ordered = {field.name: getattr(order, field.name) for field in fields(order)}
     child = Child(**ordered, control=Channel(control), log=log, signals=Signals(signal.SIGTERM))

@@ -189,7 +189,7 @@ class SupervisorProcess:
             return
         if fd == self._options.life_fd:
             self._poll.unregister(fd)
-            self._log.info("the process that started the engine in the foreground is gone")
+            self._log.info("the process that started the engine is gone")
             self._step(s.StopAsked(True, now))
             return
         for title, child in list(self._children.items()):
@@ -264,6 +264,9 @@ class SupervisorProcess:
             self._save_record(instruction.ready, instruction.children)
         elif kind is s.ReportReady:
             self._log.info("ready", engine_id=self._engine_id, cpus=self._cpus)
+            if self._options.daemon and self._options.life_fd is not None:
+                # From here on it lives on its own; an interrupt that comes now comes too late.
+                self._poll.unregister(self._options.life_fd)
             self._announcement.success()
         elif kind is s.ReportFailed:
             self._log.error("start failed", reason=instruction.reason)

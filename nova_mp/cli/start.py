@@ -59,7 +59,12 @@ def command(
         return {"name": name}
     with progress.spinner(f"starting {name}", progress.wanted(report.as_json)):
         engine = nova_mp.start(name, media=media, tcp=tcp, keys=keys)
-        found = engine.status()
+        try:
+            found = engine.status()
+        except KeyboardInterrupt:
+            # Whoever interrupts a start wants no engine.
+            engine.stop()
+            raise
     recovery = found.get("stats", {}).get("recovery", {})
     report.say(f"{name} runs: {engine.cpus} workers, pid {engine.pid}{recovered(recovery)}")
     return {

@@ -174,15 +174,16 @@ def start(
     EngineFailed, NovaError for `tcp` without keys, and Timeout after `timeout` seconds.
     """
     command = _supervisor_command(name, media, tcp, keys)
-    ready = _Pipe()
+    ready, life = _Pipe(), _Pipe()
     log = EngineLog(name, "launcher")
+    command += ["--daemon", "--ready-fd", str(ready.writer), "--life-fd", str(life.reader)]
     try:
         process = subprocess.Popen(
-            [*command, "--daemon", "--ready-fd", str(ready.writer)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log.fileno(),
             stderr=log.fileno(),
-            pass_fds=(ready.writer,),
+            pass_fds=(ready.writer, life.reader),
             start_new_session=True,
             cwd="/",
             env=_environment(),
@@ -191,10 +192,26 @@ def start(
         # It forks the supervisor and ends at once.
         process.wait()
         _await_start(name, ready.reader, timeout)
+        return Engine(name)
+    except KeyboardInterrupt:
+        _take_back_start(name, ready, life)
+        raise
     finally:
         log.close()
         ready.close()
-    return Engine(name)
+        life.close()
+
+
+def _take_back_start(name: str, ready: _Pipe, life: _Pipe) -> None:
+    """End what an interrupted start has begun; returns once nothing of it is left."""
+    ready.close_writer()
+    # Its end tells a supervisor that has not come up to stop; it answers when all is gone.
+    life.close()
+    said = os.read(ready.reader, 1 << 16)
+    if said and isinstance(codec.decode([said]).message, m.Done):
+        # It was faster than the interrupt. Somebody may have attached; then it is in use.
+        with contextlib.suppress(NovaError):
+            stop(name)
 
 
 def run_foreground(

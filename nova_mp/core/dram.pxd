@@ -14,6 +14,7 @@
 #           intent; free counts and hints follow from the bitmap and can be computed again.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from nova_mp.core.arch cimport nv_monotonic_ns
 
 cdef enum:
     DRAM_MAGIC = 0x4D415244          # "DRAM"
@@ -368,6 +369,7 @@ cdef struct nv_ctx:                  # PRIVATE. One thread's way into an arena
     int privileged                   # may use the reserve: the operation gives space back
     uint64_t epoch_id                # of the operation under way
     uint64_t gc_ino                  # an inode whose log wants collecting, 0 if none
+    uint64_t timed_from              # when the operation under way began, 0 if it is not timed
     uint32_t copy_count              # data copies so far: which of them are timed (pmem.pyx)
     uint32_t copy_streams            # 1 while streaming stores are the cheaper ones
     uint64_t copy_cost[2]            # ticks a KiB, ordinary and streaming; moving averages
@@ -382,6 +384,8 @@ cdef enum:
     MEDIA_DRAM = 0
     MEDIA_PMEM = 1                   # emulated
     MEDIA_REAL = 2                   # write back cache lines for real
+
+    TIMED_EVERY = 64                 # a power of two
 
     # counters of a slot (and, added up, of a CPU)
     CNT_OPS = 0                      # + OP_*
@@ -398,6 +402,12 @@ cdef enum:
     CNT_LOCK_WAIT_NS = 30
     CNT_LIST_APPENDS = 31
     CNT_CLEANED = 32
+    CNT_TIMED_READS = 33             # of every TIMED_EVERY operations of a kind one is timed: how
+    CNT_TIMED_READ_NS = 34           # many were, and what they took together
+    CNT_TIMED_WRITES = 35
+    CNT_TIMED_WRITE_NS = 36
+    CNT_TIMED_OTHERS = 37
+    CNT_TIMED_OTHER_NS = 38
     CNT_COUNT = 40
 
 
@@ -415,6 +425,14 @@ cdef inline nv_table* table_at(nv_ctx* c, uint32_t nr) noexcept nogil:
 
 cdef inline uint64_t dram_off(nv_ctx* c, void* p) noexcept nogil:
     return <uint64_t>(<uint8_t*>p - c.dram)
+
+
+cdef inline uint64_t count_op(nv_ctx* c, int op) noexcept nogil:
+    # Counts an operation; when it began if it is to be timed, else 0. The clock costs a tenth of
+    # the shortest operations, so only some are.
+    cdef uint64_t n = c.slot.counters[CNT_OPS + op] + 1
+    c.slot.counters[CNT_OPS + op] = n
+    return nv_monotonic_ns() if n % TIMED_EVERY == 1 else 0
 
 
 cdef inline void count(nv_ctx* c, int which, uint64_t n) noexcept nogil:

@@ -4,10 +4,10 @@ from libc.errno cimport EFBIG, EINVAL, EISDIR, ENOMEM, ENOSPC
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from nova_mp.core.alloc cimport blocks_alloc, pend_done
-from nova_mp.core.arch cimport nv_file_time_ns, nv_pause
-from nova_mp.core.dram cimport (CNT_OPS, CNT_READ_BYTES, CNT_READ_LOCKED, CNT_READ_RETRIES,
-                                CNT_WRITE_BYTES, NV_RETRY, OP_READ, OP_SETATTR, OP_WRITE, count,
-                                nv_slot)
+from nova_mp.core.arch cimport nv_file_time_ns, nv_monotonic_ns, nv_pause
+from nova_mp.core.dram cimport (CNT_READ_BYTES, CNT_READ_LOCKED, CNT_READ_RETRIES,
+                                CNT_TIMED_READ_NS, CNT_TIMED_READS, CNT_WRITE_BYTES, NV_RETRY,
+                                OP_READ, OP_SETATTR, OP_WRITE, count, count_op, nv_slot)
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve,
                                  word_block)
 from nova_mp.core.inode cimport S_IFDIR, S_IFMT, gc_wanted, inode_lock, run_count, tx_apply, tx_undo
@@ -115,7 +115,7 @@ cdef int64_t file_read(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* ds
     # Bytes read, fewer than `n` only at the end of the file; or -errno.
     cdef int64_t got
     cdef uint64_t done = 0, piece
-    c.slot.counters[CNT_OPS + OP_READ] += 1
+    cdef uint64_t start = count_op(c, OP_READ)
     while True:
         piece = n - done if n - done < READ_ATOMIC else READ_ATOMIC
         got = read_piece(c, ino, generation, dst + done, piece, offset + done)
@@ -127,6 +127,9 @@ cdef int64_t file_read(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* ds
     count(c, CNT_READ_BYTES, done)
     if c.a.media_mode:
         pm_read_delay(c, done)
+    if start:
+        count(c, CNT_TIMED_READS, 1)
+        count(c, CNT_TIMED_READ_NS, nv_monotonic_ns() - start)
     return <int64_t>done
 
 

@@ -7,9 +7,10 @@ from nova_mp.core.arch cimport (nv_assert, nv_cas32, nv_fence_full, nv_futex_wai
                                 nv_gettid, nv_load64, nv_monotonic_ns, nv_pause, nv_store64,
                                 nv_thread_start_time, nv_xchg32, nv_xchg64)
 from nova_mp.core.dram cimport (CNT_COUNT, CNT_EPOCH_RETRIES, CNT_LOCK_WAIT_NS, CNT_LOCK_WAITS,
-                                CNT_OPS, LOCK_OWNER, LOCK_WAITERS, MAX_LOCKS, MAX_SLOTS, NV_FROZEN,
-                                NV_RETRY, OP_NONE, SLOT_ACTIVE, SLOT_BYTES, SLOT_FREE, SLOT_TAKING,
-                                count, cpu_at, dram_off, nv_cpu, slot_at)
+                                CNT_TIMED_OTHERS, CNT_TIMED_WRITES, LOCK_OWNER, LOCK_WAITERS,
+                                MAX_LOCKS, MAX_SLOTS, NV_FROZEN, NV_RETRY, OP_NONE, OP_WRITE,
+                                SLOT_ACTIVE, SLOT_BYTES, SLOT_FREE, SLOT_TAKING, count, count_op,
+                                cpu_at, dram_off, nv_cpu, slot_at)
 
 cdef enum:
     SPINS = 60                       # about a microsecond: most critical sections are shorter
@@ -130,12 +131,18 @@ cdef int op_begin(nv_ctx* c, int op) noexcept nogil:
         count(c, CNT_EPOCH_RETRIES, 1)
     c.epoch_id = gate >> 1
     s.op = op
-    s.counters[CNT_OPS + op] += 1
+    c.timed_from = count_op(c, op)
     return 0
 
 
 cdef void op_end(nv_ctx* c) noexcept nogil:
     cdef nv_slot* s = c.slot
+    cdef int kind
+    if c.timed_from:
+        kind = CNT_TIMED_WRITES if s.op == OP_WRITE else CNT_TIMED_OTHERS
+        count(c, kind, 1)
+        count(c, kind + 1, nv_monotonic_ns() - c.timed_from)
+        c.timed_from = 0
     s.ntx = 0
     s.new_ino = 0
     s.op = OP_NONE

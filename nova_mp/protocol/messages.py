@@ -26,6 +26,7 @@ VERSION = 3
 """Version of the protocol; another one is refused. Any change of a message increments it."""
 
 STR_CHARACTERS_MAX = 64 << 10
+REASON_CHARACTERS_MAX = 1000
 BYTES_MAX = 1 << 20
 ITEMS_MAX = 1 << 20
 
@@ -403,16 +404,24 @@ def error_reply(error: BaseException) -> ErrorReply:
     """The message that carries `error` to another process."""
     kind = type(error).__name__
     if isinstance(error, errors.NovaError):
-        return ErrorReply(kind, error.reason, error.remedy)
+        return ErrorReply(kind, _short(error.reason), error.remedy)
     if isinstance(error, OSError) and error.errno is not None:
         names = [
-            name if isinstance(name, str | bytes) else None
+            name if type(name) in (str, bytes) and _SIMPLE[type(name)](name) else None
             for name in (error.filename, error.filename2)
         ]
-        return ErrorReply("OSError", error.strerror or "", "", error.errno, names[0], names[1])
+        reason = _short(error.strerror or "")
+        return ErrorReply("OSError", reason, "", error.errno, names[0], names[1])
     if kind in _BUILTIN:
-        return ErrorReply(kind, str(error))
-    return ErrorReply("RuntimeError", f"{kind}: {error}")
+        return ErrorReply(kind, _short(str(error)))
+    return ErrorReply("RuntimeError", _short(f"{kind}: {error}"))
+
+
+def _short(reason: str) -> str:
+    """A reason as it fits a message and a terminal: some quote what was sent, whatever its size."""
+    if len(reason) <= REASON_CHARACTERS_MAX:
+        return reason
+    return f"{reason[:REASON_CHARACTERS_MAX]}..."
 
 
 _BUILTIN: dict[str, type[Exception]] = {

@@ -140,3 +140,20 @@ def test_nova_errors_pickle_and_speak(kind: type[errors.NovaError]) -> None:
 def test_two_messages_cannot_share_a_name() -> None:
     with pytest.raises(TypeError, match="two messages"):
         messages.message("ping")(type("Other", (), {}))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ProtocolError("x" * 100_000),
+        ValueError("x" * 100_000),
+        RecursionError("x" * 100_000),
+        OSError(5, "x" * 100_000, "y" * 100_000, None, b"z" * 3_000_000),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_that_quote_what_is_too_long_can_be_sent(error: Exception) -> None:
+    frames = codec.encode(messages.error_reply(error), ID)
+    reply = codec.decode(frames).message
+    assert len(reply.reason) < 2000
+    assert isinstance(messages.error_of(reply), Exception)

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from t4_cluster.cluster_help import assert_nothing_left, processes
 
 import nova_mp
+from nova_mp import config
 from nova_mp.core import segment
+from nova_mp.protocol import identity
 
 COMMAND = [sys.executable, "-m", "nova_mp.cli.main"]
 _numbers = itertools.count()
@@ -235,6 +238,32 @@ def test_foreground_stops_at_ctrl_c(name: str) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "Ctrl-C stops it" in out
+    assert nova_mp.status(name)["state"] == "stopped"
+
+
+@pytest.mark.parametrize("way", [[], ["--foreground"]], ids=["background", "foreground"])
+@pytest.mark.parametrize("sign", ["engine.lock", "engine.json", "worker-0.sock", "events.sock"])
+def test_ctrl_c_during_a_start_leaves_nothing(name: str, way: list[str], sign: str) -> None:
+    nova_mp.mkfs(name, "16MiB", 2)
+    process = subprocess.Popen(
+        [*COMMAND, "start", name, *way], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    seen = config.runtime_path(name) / sign
+    while not seen.exists() and process.poll() is None:
+        # Closely, to be there before the start is over.
+        continue
+    pids = processes(name)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    # The start may have been over, so that nothing was interrupted.
+    assert process.returncode == 0 if way else process.returncode in (0, 130)
+    if not way and process.returncode == 0:
+        assert "runs" in out
+        nova_mp.stop(name)
+    # The last to go is the supervisor, which has told of its end a moment before it.
+    wait_until(lambda: not any(identity.start_ticks(pid) for pid in pids.values()))
+    assert_nothing_left(name, pids)
     assert nova_mp.status(name)["state"] == "stopped"
 
 

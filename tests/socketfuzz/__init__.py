@@ -1,0 +1,1 @@
+"""Mutated messages for sockets that must not mind them."""

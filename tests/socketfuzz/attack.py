@@ -1,0 +1,132 @@
+"""Sending a socket what it did not ask for, and seeing whether it still answers."""
+
+from __future__ import annotations
+
+import os
+import socket as unix
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import zmq
+
+import nova_mp
+from nova_mp.protocol import codec, fileops
+from nova_mp.protocol import messages as m
+from socketfuzz.mutate import Mutator
+
+BATCH = 500
+ANSWER_S = 20.0
+PATHS = (b"/fuzz/a", b"/fuzz/b", b"/fuzz")
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is its own and in RAM; pages of segments are not counted."""
+    with open(f"/proc/{pid}/status") as stream:
+        rows = dict(line.split(":", 1) for line in stream)
+    return int(rows["RssAnon"].split()[0]) * 1024
+
+
+@contextmanager
+def dealer(address: str) -> Iterator[Any]:
+    """A client's socket, without a client."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as made:
+        made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.RECONNECT_IVL, 5)
+        made.connect(address)
+        yield made
+
+
+class Requests:
+    """Mutated requests to a ROUTER socket, a coordinator's or a worker's."""
+
+    def __init__(self, socket: Any, seed: int) -> None:
+        self._socket = socket
+        self._client = os.urandom(16)
+        self._number = 0
+        self.replies = 0
+        reply = self.ask(m.Hello(nova_mp.__version__))
+        assert isinstance(reply, m.HelloReply)
+        flags = os.O_RDWR | os.O_CREAT
+        opened = self.ask(fileops.Open(b"/fuzz/a", flags, 0o600, 0)) if reply.cpu >= 0 else None
+        handle = opened.handle if isinstance(opened, fileops.Opened) else 1
+        self._mutator = Mutator(seed, handle, PATHS)
+
+    def ask(self, message: Any) -> Any:
+        """The reply to a proper request, whatever comes in between; fails if none comes."""
+        self._number += 1
+        ident = codec.request_id(self._client, self._number)
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline:
+            # An oversized frame ends the connection, and what was under way with it.
+            self._socket.send_multipart(codec.encode(message, ident))
+            again = time.monotonic() + 1.0
+            while self._socket.poll(max(0, int((again - time.monotonic()) * 1000))):
+                self.replies += 1
+                frames = self._socket.recv_multipart()
+                envelope = codec.decode(frames)
+                if envelope.request_id == ident:
+                    return envelope.message
+        raise AssertionError(f"no answer to {type(message).__name__} for {ANSWER_S} s")
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self.replies += 1
+
+    def send(self, count: int) -> None:
+        """Send `count` mutated messages, and then ask whether somebody is still there."""
+        for number in range(count):
+            self._socket.send_multipart(self._mutator.message())
+            if number % 20 == 0:
+                self._drain()
+        assert isinstance(self.ask(m.Hello(nova_mp.__version__)), m.HelloReply)
+
+
+def subscriptions(address: str, seed: int, count: int) -> None:
+    """Mutated subscriptions to an XPUB socket, some of them with the bytes of requests."""
+    mutator = Mutator(seed, 1, PATHS)
+    with zmq.Context() as context, context.socket(zmq.XSUB) as raw:
+        raw.setsockopt(zmq.LINGER, 0)
+        raw.setsockopt(zmq.RECONNECT_IVL, 5)
+        raw.connect(address)
+        for number in range(count):
+            frames = mutator.message()
+            kind = (b"\x01", b"\x00", b"")[number % 3]
+            # Nobody to send to for a moment: the last message ended the connection.
+            if raw.poll(1000, zmq.POLLOUT):
+                raw.send_multipart([kind + frames[0][:2000], *frames[1:2]])
+            while raw.poll(0):
+                raw.recv_multipart()
+    assert_events(address)
+
+
+def assert_events(address: str) -> None:
+    """A proper subscriber hears the current state."""
+    with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+        subscriber.setsockopt(zmq.SUBSCRIBE, b"epoch")
+        subscriber.connect(address)
+        assert subscriber.poll(int(ANSWER_S * 1000)), "no event"
+        topic, *frames = subscriber.recv_multipart()
+        assert topic == b"epoch"
+        assert isinstance(codec.decode(frames).message, m.EpochEvent)
+
+
+def raw_bytes(address: str, seed: int, count: int) -> None:
+    """Connections that do not speak ZeroMQ, or stop in the middle of it."""
+    mutator = Mutator(seed, 1, PATHS)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
+    for number in range(count):
+        with unix.socket(unix.AF_UNIX) as raw:
+            raw.connect(address.removeprefix("ipc://"))
+            raw.settimeout(5.0)
+            start = greeting[: number % (len(greeting) + 1)] if number % 2 else greeting
+            try:
+                raw.sendall(start + mutator.message()[0][:1000])
+            except (BrokenPipeError, ConnectionResetError):
+                # It has heard enough already.
+                continue
