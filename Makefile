@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 export NOVA_MP_JOBS := $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv build debug test test-optimised test-debug lint demo bench crash torture clean
+.PHONY: help venv build debug test test-optimised test-debug lint demo bench crash torture soak clean
 
 help: ## list the targets
 	@echo "nova_mp: a file system in shared memory, with snapshots, for many processes"
@@ -65,8 +65,12 @@ crash: debug ## every crash test, with the power cut at each persist
 	NOVA_MP_DEBUG=1 PYTHONPATH=$(abspath $(DEBUG)) NOVA_MP_EXHAUSTIVE=1 \
 	  $(VENV)/bin/pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS) tests/t2_crash
 
-torture: build ## the tests again and again with new random seeds, until one fails or MINUTES pass
-	$(PY) tests/torture.py --minutes $(or $(MINUTES),10) --jobs $(JOBS)
+torture: build debug ## kill a loaded engine's processes: at every failpoint, and 1,000 times at random
+	NOVA_MP_DEBUG=1 $(PY) tests/torture.py failpoints $(if $(SEED),--seed $(SEED))
+	$(PY) tests/torture.py kills $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
+
+soak: build ## the tests again and again with new random seeds, until one fails or MINUTES pass
+	$(PY) tests/soak.py --minutes $(or $(MINUTES),10) --jobs $(JOBS)
 
 clean: ## remove what was built, and the virtual environment
 	rm -rf build dist out $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -326,6 +326,10 @@ cdef struct nv_dram_header:          # IN DRAM. First page
     uint64_t clean_bell              # grows when there is something to clean
     uint64_t gc_fast_pages
     uint64_t gc_thorough_pages
+    # -- debug builds: a failpoint that another process has armed for one
+    uint32_t doomed                  # process slot + 1 of who is to die, 0: nobody
+    uint32_t doomed_passages         # before that
+    char doomed_at[40]               # name of the failpoint
 
 
 ctypedef int (*nv_repair_fn)(nv_ctx* c, uint32_t owner) noexcept nogil

@@ -195,8 +195,16 @@ cdef void superblock_write(nv_ctx* c, nv_superblock* sb) noexcept nogil:
 
 
 cdef void fail_point(nv_ctx* c, const char* name) noexcept nogil:
-    # Debug builds die here when the point is armed (NOVA_MP_FAILPOINT=name:count).
-    if NV_DEBUG_BUILD and c.a.failpoint != NULL and strcmp(c.a.failpoint, name) == 0:
+    # Debug builds die here when the point is armed: by the process itself, or by another one.
+    if not NV_DEBUG_BUILD:
+        return
+    if c.a.failpoint != NULL and strcmp(c.a.failpoint, name) == 0:
         c.a.failpoint_count -= 1
         if c.a.failpoint_count == 0:
             nv_kill_self()
+    if c.hdr.doomed == c.a.process_slot + 1 and strcmp(c.hdr.doomed_at, name) == 0:
+        if c.hdr.doomed_passages > 1:
+            c.hdr.doomed_passages -= 1
+            return
+        c.hdr.doomed = 0
+        nv_kill_self()

@@ -11,11 +11,11 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset, strdup
+from libc.string cimport memcpy, memset, strdup
 
 from nova_mp import errors
 from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
-from nova_mp.core.arch cimport nv_tls_get, nv_tls_set
+from nova_mp.core.arch cimport nv_store32, nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
 from nova_mp.core.boundary import DEBUG_BUILD, ROLES
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
@@ -139,15 +139,37 @@ cdef class Process:
         arena_media(&self.arena)
 
     def _arm_failpoint(self):
-        name, _, nth = os.environ.get("NOVA_MP_FAILPOINT", "").partition(":")
-        if name and DEBUG_BUILD:
+        # NOVA_MP_FAILPOINT=[ROLE/]NAME[:NTH]
+        role, _, point = os.environ.get("NOVA_MP_FAILPOINT", "").rpartition("/")
+        name, _, nth = point.partition(":")
+        if name and DEBUG_BUILD and (not role or ROLES.get(role) == self.role_nr):
             self.arm_failpoint(name, int(nth or 1))
 
-    def arm_failpoint(self, str name, int nth=1):
-        """Debug builds: this process kills itself at the nth passage of a failpoint from now on."""
-        free(self.arena.failpoint)
-        self.arena.failpoint = strdup(name.encode())
-        self.arena.failpoint_count = nth
+    def arm_failpoint(self, str name, int nth=1, slot=None):
+        """Debug builds: this process kills itself at the nth passage of a failpoint from now on.
+
+        With `slot` the process that holds that process slot does; one at a time can be armed so.
+        """
+        cdef nv_dram_header* h = self.arena.hdr
+        cdef bytes text = name.encode()
+        if slot is None:
+            free(self.arena.failpoint)
+            self.arena.failpoint = strdup(text)
+            self.arena.failpoint_count = nth
+            return
+        if len(text) >= sizeof(h.doomed_at):
+            raise ValueError(f"no failpoint has so long a name: {name!r}")
+        nv_store32(&h.doomed, 0)
+        memset(h.doomed_at, 0, sizeof(h.doomed_at))
+        memcpy(h.doomed_at, <const char*>text, len(text))
+        h.doomed_passages = nth
+        nv_store32(&h.doomed, slot + 1)
+
+    def disarm_failpoint(self):
+        """Nobody is to die any more of what another process armed; True if somebody was to."""
+        cdef bint armed = self.arena.hdr.doomed != 0
+        nv_store32(&self.arena.hdr.doomed, 0)
+        return armed
 
     def _choose_cpu(self, cpu):
         cdef nv_dram_header* h = self.arena.hdr

@@ -166,7 +166,9 @@ cdef void repair_operation(nv_ctx* d) noexcept nogil:
         repair_create(d)
     if committed(d):
         for i in range(s.ntx):
-            if s.tx[i].ino:
+            # An inode that is being taken apart was applied before; pages of its log may have been
+            # freed since, and hold somebody else's by now.
+            if s.tx[i].ino and s.tx[i].ino != s.evict_ino:
                 unlinked(d, header_of(d, s.tx[i].ino), s.tx[i].ino, i)
     else:
         tx_undo(d)

@@ -1,0 +1,31 @@
+"""A loaded engine whose processes die at failpoints drawn at random; debug builds only.
+
+All of them, for every role: `make torture`. NOVA_MP_SEED replays a failure's draw.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import pytest
+from crashsim import campaign
+from crashsim.engine import siege
+
+core = pytest.importorskip("nova_mp.core.fs", reason="the core is not built")
+
+pytestmark = pytest.mark.skipif(not core.DEBUG_BUILD, reason="failpoints are in the debug build")
+
+SEED = int(os.environ.get("NOVA_MP_SEED") or secrets.randbits(31))
+CASES = 8
+# Not passed by every process at any time, but by some within moments.
+CERTAIN = [("client", "log.committed"), ("worker", "write.applied"), ("client", "inode.slot_freed")]
+
+
+def test_deaths_at_failpoints(arena_prefix: str) -> None:
+    print(f"replay with NOVA_MP_SEED={SEED}")
+    with siege(f"{arena_prefix}points", SEED) as besieged:
+        deaths = campaign.Failpoints(besieged)
+        deaths.run(CERTAIN + campaign.cases(SEED, CASES), print)
+    missed = [(role, point) for role, point in CERTAIN if point not in deaths.passed[role]]
+    assert not missed, f"nobody came to {missed}"
