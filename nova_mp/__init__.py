@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     from nova_mp.client.base import FileSystem
     from nova_mp.client.entry import attach, connect
     from nova_mp.client.snapshots import Snapshot
-    from nova_mp.cluster.launcher import Engine, crash, destroy, mkfs, start, status, stop
+    from nova_mp.cluster.inspection import status
+    from nova_mp.cluster.launcher import Engine, crash, destroy, mkfs, start, stop
 
 _LAZY = {
     "mkfs": "nova_mp.cluster.launcher",
     "start": "nova_mp.cluster.launcher",
     "stop": "nova_mp.cluster.launcher",
-    "status": "nova_mp.cluster.launcher",
+    "status": "nova_mp.cluster.inspection",
     "crash": "nova_mp.cluster.launcher",
     "destroy": "nova_mp.cluster.launcher",
     "Engine": "nova_mp.cluster.launcher",

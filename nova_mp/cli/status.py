@@ -38,16 +38,38 @@ _PROCESS_COLUMNS = (
         nova-mp status                    all arenas of this machine
         nova-mp status demo               one in detail
         nova-mp status demo --json        everything that is known of it
+        nova-mp status demo --watch 2     what its processes do, every two seconds until Ctrl-C
     """,
 )
 @click.argument("name", type=ArenaType(), required=False, metavar="[NAME]")
-def command(report: Report, name: str | None, style: ListStyle) -> dict[str, Any]:
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0.05),
+    is_flag=False,
+    flag_value=1.0,
+    metavar="[SECONDS]",
+    help="Show what CPUs and processes do, again and again; with --json one object a line.",
+)
+def command(
+    report: Report, name: str | None, watch: float | None, style: ListStyle
+) -> dict[str, Any] | None:
     """Show the arenas, or one of them in detail.
 
-    STATE is running, frozen, starting, stopped, or crashed: then the next start recovers it.
+    STATE is running, frozen, starting, hanging, stopped, or crashed: then the next start recovers
+    it. A suspended process was stopped by a signal.
     """
     import nova_mp
 
+    if watch is not None:
+        if name is None:
+            raise click.UsageError("--watch needs the NAME of an arena")
+        from nova_mp.cli import watching
+
+        with report.attempt(name):
+            watching.watch(name, watch, style, report.as_json)
+            # Its lines were all that was to be printed.
+            report.as_json = False
+        return None
     found = []
     for each in [name] if name else segment.arena_names():
         with report.attempt(each):
@@ -107,6 +129,8 @@ def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
         pairs.append(("address", arena["address"]))
         if arena["tcp_address"]:
             pairs.append(("by TCP", arena["tcp_address"]))
+    if arena.get("suspended"):
+        pairs.append(("suspended", _suspended(arena)))
     if arena.get("not_stopped"):
         pairs.append(("not stopped", _not_stopped(arena)))
     stats = arena.get("stats")
@@ -181,6 +205,14 @@ def _not_stopped(arena: dict[str, Any]) -> str:
     return "; ".join(
         f"pid {slot['pid']} ({slot['title'] or slot['role']}) in {slot['op']}"
         for slot in arena["not_stopped"]
+    )
+
+
+def _suspended(arena: dict[str, Any]) -> str:
+    """Who is stopped by a signal, so that others may wait for it."""
+    return "; ".join(
+        f"{row['title']} (pid {row['pid']}): let it go on with kill -CONT {row['pid']}"
+        for row in arena["suspended"]
     )
 
 

@@ -22,7 +22,16 @@ import zmq
 from nova_mp.client.keys import Keys, unlock
 from nova_mp.errors import EngineNotRunning, ProtocolError, Timeout
 from nova_mp.protocol import codec, fileops
-from nova_mp.protocol.messages import Bye, ErrorReply, Hello, HelloReply, Ping, Pong, error_of
+from nova_mp.protocol.messages import (
+    Bye,
+    ErrorReply,
+    Hello,
+    HelloReply,
+    Ping,
+    Pong,
+    error_of,
+    session_unknown,
+)
 
 PROBE_SECONDS = 0.5
 """How long a channel waits for a reply before it asks whether the worker is there."""
@@ -293,7 +302,7 @@ class Channel:
             self._probe = None
             self._probed(exchange.sequence, reply)
             return
-        if _session_unknown(reply):
+        if session_unknown(reply):
             # If it was sent once, then to the worker that refused it: it was not carried out.
             self._session_lost(exchange, refused=exchange.times_sent == 1)
             return
@@ -386,10 +395,6 @@ class Channel:
         return EngineNotRunning(
             f"nobody answers at {self._address}", "start the engine with: nova-mp start NAME"
         )
-
-
-def _session_unknown(reply: Any) -> bool:
-    return isinstance(reply, ErrorReply) and reply.kind == "SessionUnknown"
 
 
 def _bound(message: Any) -> bool:

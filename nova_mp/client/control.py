@@ -1,9 +1,11 @@
 """Requests to an engine's coordinator: snapshots, freeze, status, stop.
 
 A request is sent once and, if no reply comes, again under the same id: the coordinator carries it
-out once and repeats the reply. While waiting, the engine's supervisor is watched too, so that the
-death of the engine ends the wait at once. Each thread has a socket of its own, because one thread
-may have to thaw what another one waits for.
+out once and repeats the reply. A coordinator that was restarted does not know its clients, and
+makes no changes for them; one that was sent once is then sent to the new one after a hello, but of
+one that was sent twice nobody knows whether the old one carried it out. While waiting, the engine's
+supervisor is watched too, so that the death of the engine ends the wait at once. Each thread has a
+socket of its own, because one thread may have to thaw what another one waits for.
 """
 
 from __future__ import annotations
@@ -121,8 +123,11 @@ class ControlClient:
 
     def hello(self) -> m.HelloReply:
         """Who the engine is and where its workers listen."""
-        hello = m.Hello(__version__, identity.host(), os.getpid())
-        return self._expect(m.HelloReply, self.request(hello))
+        return self._expect(m.HelloReply, self.request(self._hello()))
+
+    @staticmethod
+    def _hello() -> m.Hello:
+        return m.Hello(__version__, identity.host(), os.getpid())
 
     def status(self) -> m.StatusReply:
         """State of the engine."""
@@ -196,7 +201,7 @@ class ControlClient:
         """
         limit = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + limit
-        ident = codec.request_id(self._client_id(), next(self._sequence))
+        ident = self._next_id()
         frames = codec.encode(message, ident)
         held = self._socket()
         poller = zmq.Poller()
@@ -215,7 +220,7 @@ class ControlClient:
     def _exchange(
         self, held: _Socket, poller: zmq.Poller, frames: Any, ident: bytes, deadline: float
     ) -> Any:
-        send_at, dealer = 0.0, held.dealer
+        send_at, dealer, times_sent = 0.0, held.dealer, 0
         while True:
             now = time.monotonic()
             if now >= deadline:
@@ -227,11 +232,22 @@ class ControlClient:
                 # A full queue means that nobody takes requests; the deadline ends the wait.
                 if dealer.poll(0, zmq.POLLOUT):
                     dealer.send_multipart(frames)
+                    times_sent += 1
             wait_s = min(deadline, send_at) - now
             ready = [source for source, _ in poller.poll(int(wait_s * 1000) + 1)]
             if dealer in ready:
                 reply = self._receive(dealer, ident)
-                if reply is not None:
+                if m.session_unknown(reply):
+                    if times_sent > 1:
+                        raise EngineNotRunning(
+                            "the coordinator was restarted during the request",
+                            "look whether it was carried out before you repeat it",
+                        )
+                    dealer.send_multipart(codec.encode(self._hello(), self._next_id()))
+                    dealer.send_multipart(frames)
+                elif isinstance(reply, m.ErrorReply):
+                    raise m.error_of(reply)
+                elif reply is not None:
                     return reply
             elif held.events in ready:
                 held.look_at_events()
@@ -240,13 +256,11 @@ class ControlClient:
 
     @staticmethod
     def _receive(dealer: Any, ident: bytes) -> Any:
-        """The reply to request `ident`, raised if it is an error; None for any other message."""
+        """The reply to request `ident`; None for any other message."""
         envelope = codec.decode(dealer.recv_multipart())
         if envelope.request_id != ident:
             # The reply to a request that timed out, or the second one to one that was resent.
             return None
-        if isinstance(envelope.message, m.ErrorReply):
-            raise m.error_of(envelope.message)
         return envelope.message
 
     @staticmethod
@@ -264,11 +278,11 @@ class ControlClient:
             self._local.socket = held
         return held
 
-    def _client_id(self) -> bytes:
-        """A UUID of this client in this process: a forked child is another client."""
+    def _next_id(self) -> bytes:
+        """The id of another request of this client in this process: a forked child is another."""
         if self._client[0] != os.getpid():
             self._client = (os.getpid(), uuid.uuid4().bytes)
-        return self._client[1]
+        return codec.request_id(self._client[1], next(self._sequence))
 
     def _watch_engine(self) -> int | None:
         """A pidfd of the engine's supervisor; None when it is not on this machine."""

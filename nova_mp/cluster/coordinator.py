@@ -15,7 +15,8 @@ as a job that nobody asked for. The core knows the mark as well, so a new coordi
 
 Invariants
 - COORD-1: at most one job runs, and none but a thaw while FROZEN.
-- COORD-2: each change is made once: its request is in flight or the reply is remembered.
+- COORD-2: each change is made once: its request is in flight or the reply is remembered. Only
+  clients that said hello to this coordinator make changes: an earlier one's memory is lost.
 - COORD-3: a queued job whose time has passed is never begun.
 - COORD-4: FROZEN has a freeze, and no other state but FREEZING and THAWING has one.
 - COORD-5: at most REQUESTS_MAX requests wait for anything.
@@ -87,6 +88,7 @@ class State(enum.Enum):
 
 
 _JOB_MESSAGES = (m.SnapshotCreate, m.SnapshotDelete, m.Freeze)
+_CHANGES = (*_JOB_MESSAGES, m.Unfreeze)
 _QUESTION_REPLIES = (m.HelloReply, m.Pong, m.StatusReply)
 
 
@@ -155,6 +157,9 @@ class Coordinator(Machine):
             busy = SlotsExhausted("too many requests wait for the coordinator", "try again later")
             self.emit(Send(event.peer, ident, m.error_reply(busy)))
             return
+        if isinstance(message, _CHANGES) and not self._memory.knows(ident):
+            self.emit(Send(event.peer, ident, m.SESSION_UNKNOWN))
+            return
         self._memory.in_flight[ident] = [event.peer]
         try:
             self._begin(event)
@@ -164,6 +169,7 @@ class Coordinator(Machine):
     def _begin(self, event: Request) -> None:
         message, ident = event.message, event.request_id
         if isinstance(message, m.Hello):
+            self._memory.greet(ident)
             self._reply(ident, self.identity.hello())
         elif isinstance(message, m.Ping):
             self._reply(ident, m.Pong(self.identity.engine_id))

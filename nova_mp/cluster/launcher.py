@@ -22,6 +22,7 @@ import nova_mp.core
 from nova_mp import config
 from nova_mp.client.control import ControlClient, not_running, running_engine
 from nova_mp.client.keys import default_folder, load_engine
+from nova_mp.cluster.inspection import live_record, status
 from nova_mp.cluster.log import EngineLog
 from nova_mp.core import segment
 from nova_mp.errors import (
@@ -83,7 +84,7 @@ def destroy(name: str, *, force: bool = False) -> None:
     config.check_name(name)
     if not segment.pmem_exists(name) and segment.registered(name) is None:
         raise segment.missing_arena(name)
-    record = _live_record(name)
+    record = live_record(name)
     if record is not None and not force:
         raise EngineRunning(
             f"the engine of arena '{name}' runs", f"stop it first with: nova-mp stop {name}"
@@ -331,7 +332,7 @@ def _await_start(name: str, reader: int, timeout: float) -> None:
         raise m.error_of(reply)
 
 
-# --------------------------------------------------------------------------- stop, crash, status
+# ----------------------------------------------------------------------------------- stop, crash
 
 
 def stop(name: str, *, force: bool = False, timeout: float = STOP_TIMEOUT_S) -> None:
@@ -399,52 +400,3 @@ def _attached_processes(name: str) -> list[tuple[int, int, str]]:
             # Volatile state that a killed mount left half made has no slots to read.
             return []
     return [(pid, ticks, role) for pid, role in found if (ticks := identity.start_ticks(pid))]
-
-
-def _live_record(name: str) -> config.EngineRecord | None:
-    record = config.read_engine_record(name)
-    if record is not None and identity.alive(record.pid, record.start_ticks):
-        return record
-    return None
-
-
-def status(name: str) -> dict[str, Any]:
-    """State of an arena and its engine, as plain data; sizes in bytes, times in ns since 1970.
-
-    `state` is "running" (or "freezing", "frozen", "thawing", "stopping"), "starting", "stopped"
-    (unmounted clean) or "crashed" (the next start recovers it). A running engine adds `pid`,
-    `processes`, `slots` and `stats`, with the statistics of its last recovery in
-    `stats["recovery"]`. `not_stopped` are the slots whose operations a freeze still waits for.
-
-    Raises ArenaNotFound, CorruptArena, VersionMismatch.
-    """
-    from nova_mp.core import fs
-
-    with segment.attach_pmem(name) as pmem:
-        found = dict(fs.read_superblock(pmem.buf))
-    entry = segment.registered(name)
-    found["name"] = name
-    found["backing"] = f"file:{entry.path}" if entry else "shm"
-    record = _live_record(name)
-    if record is None:
-        found["state"] = "stopped" if found["mount_state"] == "clean" else "crashed"
-        return found
-    address = config.endpoints(name, record.cpus).coordinator
-    found.update(pid=record.pid, media=record.media, address=address, tcp_address=record.tcp)
-    found["state"] = "starting"
-    if record.ready:
-        try:
-            with ControlClient(name, timeout=10.0) as control:
-                reply = control.status()
-        except EngineNotRunning:
-            return found
-        shown = ("engine_id", "started_ns", "epoch_id", "deletions", "reclaim_left")
-        found.update({key: getattr(reply, key) for key in shown})
-        found["state"] = "running" if reply.state == "serving" else reply.state
-        found["freeze_holder"] = reply.freeze_holder
-        found["processes"] = list(reply.processes)
-        found["slots"] = list(reply.slots)
-        freezing = found["state"] in ("freezing", "frozen")
-        found["not_stopped"] = [slot for slot in reply.slots if freezing and slot["epoch_id"]]
-        found["stats"] = reply.stats
-    return found

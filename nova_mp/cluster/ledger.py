@@ -8,11 +8,14 @@ from typing import Any
 
 from nova_mp.errors import Timeout
 from nova_mp.protocol import messages as m
+from nova_mp.protocol.codec import client_of
 
 REPLIES_REMEMBERED = 4096
 
 REQUESTS_MAX = 1024
 """Requests that may wait for something at a time; without a limit memory would be the limit."""
+
+CLIENTS_REMEMBERED = 4096
 
 TIMEOUT_MAX_S = 86_400.0
 """The longest that anything may wait, whatever its sender says."""
@@ -91,10 +94,24 @@ class Question:
 
 @dataclass(slots=True)
 class Memory:
-    """Requests in flight (their peers) and the replies of past ones, oldest first."""
+    """Requests in flight (their peers), the replies of past ones, and clients; oldest first."""
 
     in_flight: dict[bytes, list[bytes]] = field(default_factory=dict)
     replies: OrderedDict[bytes, Any] = field(default_factory=OrderedDict)
+    clients: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+
+    def greet(self, request_id: bytes) -> None:
+        """A client says hello."""
+        self.clients[client_of(request_id)] = None
+        while len(self.clients) > CLIENTS_REMEMBERED:
+            self.clients.popitem(last=False)
+
+    def knows(self, request_id: bytes) -> bool:
+        """Whether the client of a request has said hello to this coordinator."""
+        client = client_of(request_id)
+        if client in self.clients:
+            self.clients.move_to_end(client)
+        return client in self.clients
 
     @property
     def full(self) -> bool:

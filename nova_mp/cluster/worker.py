@@ -54,10 +54,6 @@ SESSION_IDLE_S = 120.0
 
 TICK_S = 10.0
 
-_UNKNOWN = m.ErrorReply(
-    "SessionUnknown", "the worker does not know this session", "say hello first"
-)
-
 
 class State(enum.Enum):
     """States of a worker; see the head of this file."""
@@ -102,7 +98,7 @@ class Worker(Machine):
             return
         session = self._sessions.get(event.peer)
         if session is None:
-            self.emit(Send(event.peer, event.request_id, _UNKNOWN))
+            self.emit(Send(event.peer, event.request_id, m.SESSION_UNKNOWN))
             return
         session.last_heard = event.now
         if type(message) is m.Ping:

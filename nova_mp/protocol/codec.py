@@ -38,6 +38,11 @@ def request_id(client: bytes, sequence: int) -> bytes:
     return client + sequence.to_bytes(8, "big")
 
 
+def client_of(request_id: bytes) -> bytes:
+    """The client that made a request id."""
+    return request_id[:16]
+
+
 def encode(message: Any, request_id: bytes = b"", payload: Sequence[Buffer] = ()) -> list[Buffer]:
     """Frames of `message`. Payload buffers are passed on, not copied."""
     registration = messages.registration(type(message))

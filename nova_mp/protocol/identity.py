@@ -36,6 +36,14 @@ def start_ticks(pid: int) -> int:
     return 0 if fields[0] in (b"Z", b"X", b"x") else int(fields[19])
 
 
+def stopped(pid: int) -> bool:
+    """Whether a process is stopped, by a signal (SIGSTOP, Ctrl-Z) or a debugger."""
+    try:
+        return _stat_fields(pid)[0] in (b"T", b"t")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def alive(pid: int, ticks: int) -> bool:
     """Whether the process `pid` that started at `ticks` still runs."""
     return pid > 0 and ticks != 0 and start_ticks(pid) == ticks

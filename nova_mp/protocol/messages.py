@@ -424,6 +424,15 @@ def _short(reason: str) -> str:
     return f"{reason[:REASON_CHARACTERS_MAX]}..."
 
 
+SESSION_UNKNOWN = ErrorReply("SessionUnknown", "this client has not said hello", "say hello first")
+"""Reply to one who may have talked to a process that died, and forgot him with all that he did."""
+
+
+def session_unknown(reply: Any) -> bool:
+    """Whether a reply says that the sender of the request is not known."""
+    return isinstance(reply, ErrorReply) and reply.kind == SESSION_UNKNOWN.kind
+
+
 _BUILTIN: dict[str, type[Exception]] = {
     cls.__name__: cls
     for cls in (

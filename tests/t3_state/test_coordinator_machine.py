@@ -31,11 +31,13 @@ OWN = Identity(
     workers=("ipc://w",),
 )
 CLIENT = b"c" * 16
+UNKNOWN = m.SESSION_UNKNOWN
 
 
 def machine(epoch_id: int = 1) -> Coordinator:
     made = Coordinator(OWN, epoch_id)
     made.start()
+    ask(made, m.Hello("0"), 10**9)
     return made
 
 
@@ -129,6 +131,7 @@ def test_a_deferred_deletion_is_tried_at_each_tick_until_it_is_done() -> None:
 def test_a_deferred_deletion_waits_for_a_thaw_and_ends_when_it_is_gone() -> None:
     coordinator = Coordinator(OWN, 5, deferred=(3,))
     coordinator.start()
+    ask(coordinator, m.Hello("0"), 10**9)
     ask(coordinator, m.Freeze(), 1)
     done(coordinator)
     assert jobs(coordinator.step(v.Tick(1.0))) == []
@@ -390,3 +393,23 @@ def test_nobody_waits_for_ever() -> None:
     coordinator = machine()
     (run,) = ask(coordinator, m.Freeze(timeout_s=1e300), 1)
     assert run.arguments == (ledger.TIMEOUT_MAX_S,)
+
+
+def test_a_new_coordinator_makes_no_changes_for_an_old_ones_clients() -> None:
+    coordinator = Coordinator(OWN, 1)
+    coordinator.start()
+    for message in (m.SnapshotCreate(), m.SnapshotDelete(1), m.Freeze(), m.Unfreeze()):
+        assert ask(coordinator, message, 1) == [v.Send(b"p", request_id(CLIENT, 1), UNKNOWN)]
+    assert sent(ask(coordinator, m.Ping(), 2)) == [m.Pong("engine")]
+    ask(coordinator, m.Hello("0"), 3)
+    assert jobs(ask(coordinator, m.SnapshotCreate(), 1)) == ["snapshot_create"]
+
+
+def test_only_so_many_clients_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "CLIENTS_REMEMBERED", 2)
+    coordinator = machine()
+    for number in range(2):
+        ident = request_id(bytes([number]) * 16, 1)
+        coordinator.step(v.Request(b"q", ident, m.Hello("0"), 0.0))
+    assert sent(ask(coordinator, m.SnapshotCreate(), 1)) == [UNKNOWN]
+    assert len(coordinator._memory.clients) == 2

@@ -316,8 +316,11 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.02)
 
 
-def on_a_terminal(*args: str) -> tuple[int, str]:
-    """Run the command on a pseudo terminal: exit code and what was drawn."""
+def on_a_terminal(*args: str, interrupt_at: str = "") -> tuple[int, str]:
+    """Run the command on a pseudo terminal: exit code and what was drawn.
+
+    Ctrl-C comes once it has drawn `interrupt_at`.
+    """
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, *args], stdin=follower, stdout=follower, stderr=follower, close_fds=True
@@ -333,6 +336,9 @@ def on_a_terminal(*args: str) -> tuple[int, str]:
         if not piece:
             break
         drawn += piece
+        if interrupt_at and interrupt_at.encode() in drawn:
+            process.send_signal(signal.SIGINT)
+            interrupt_at = ""
     os.close(leader)
     return process.wait(timeout=30), drawn.decode(errors="replace")
 

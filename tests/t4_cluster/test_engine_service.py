@@ -105,6 +105,9 @@ def test_a_request_sent_twice_is_done_once(engine: nova_mp.Engine) -> None:
     with Raw(engine.address) as raw, nova_mp.attach(engine.name) as fs:
         before = snapshots(fs)
         frames = codec.encode(m.SnapshotCreate("twice"), codec.request_id(b"r" * 16, 1))
+        assert raw.exchange(frames) == m.SESSION_UNKNOWN
+        hello = codec.encode(m.Hello("0"), codec.request_id(b"r" * 16, 2))
+        assert isinstance(raw.exchange(hello), m.HelloReply)
         first, second = raw.exchange(frames), raw.exchange(frames)
         assert isinstance(first, m.SnapshotCreated)
         assert second == first
