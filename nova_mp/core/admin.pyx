@@ -5,7 +5,7 @@ import operator
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EBUSY, ENOENT
+from libc.errno cimport EBUSY, ENOENT, EPERM, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -14,16 +14,22 @@ from nova_mp.core.arch cimport nv_futex_wake, nv_load64, nv_xchg64
 from nova_mp.core.arena cimport recovery_stats
 from nova_mp.core.boundary cimport decode, raise_errno
 from nova_mp.core.boundary import COUNTERS, MEDIA, OPERATIONS, ROLES
-from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, NV_FROZEN, SLOT_ACTIVE, SLOT_FREE, cpu_at,
-                                nv_cpu, nv_ctx, nv_dram_header, nv_slot, nv_snapshot, nv_trace,
-                                slot_at)
+from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, MAP_RECORDS, NV_FROZEN, OP_COUNT, SLOT_ACTIVE,
+                                SLOT_FREE, cpu_at, nv_cpu, nv_ctx, nv_dram_header, nv_slot,
+                                nv_snapshot, nv_trace, slot_at)
 from nova_mp.core.layout cimport BLOCK_BYTES, DATA_NR
 from nova_mp.core.reclaim cimport clean_backlog, clean_done_blocks, clean_lists, gc_all
 from nova_mp.core.repair cimport reap_slot
 from nova_mp.core.snaplist cimport snap_exclusive, snap_frees
 from nova_mp.core.snapshot cimport snap_create, snap_delete
 from nova_mp.core.snaptable cimport list_of, snap_at, snap_find
+from nova_mp.core.stores cimport map_page, stores_hold, stores_release
 from nova_mp.core.sync cimport RANK_SNAPSHOT, grace_wait, lock_drop, lock_take
+
+
+# How a process write-protects what it has mapped; see uffd.h. "user" does not catch the stores of
+# system calls, and neither does "mprotect".
+PROTECTION = {1: "userfaultfd", 2: "userfaultfd (user)", 3: "mprotect"}
 
 
 cdef class Admin(Process):
@@ -45,6 +51,8 @@ cdef class Admin(Process):
             rc = snap_create(c, p, n, &epoch_id)
         if rc == NV_FROZEN:
             raise OSError(_errno.EBUSY, "the arena is frozen", name)
+        if rc == -EPERM or rc == -ETIMEDOUT:
+            raise _unprotected(c, rc)
         if rc:
             raise_errno(rc, name, None)
         return epoch_id
@@ -157,7 +165,7 @@ cdef class Admin(Process):
         """Lets running operations finish, new ones wait. TimeoutError names who did not finish."""
         cdef nv_ctx* c = self.ctx()
         cdef uint64_t ns = <uint64_t>(timeout * 1e9)
-        cdef int late
+        cdef int late, rc
         gate = nv_load64(&c.hdr.gate)
         if gate & 1:
             raise OSError(_errno.EBUSY, "the arena is frozen already")
@@ -168,6 +176,15 @@ cdef class Admin(Process):
             pid = slot_at(c, late - 1).pid
             self.unfreeze()
             raise TimeoutError(_errno.ETIMEDOUT, f"process {pid} did not finish its operation")
+        with nogil:
+            # Stores into mappings fault from now on, and faults wait for the gate.
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            rc = stores_hold(c)
+            stores_release(c)
+            lock_drop(c, &c.hdr.snapshot_lock)
+        if rc:
+            self.unfreeze()
+            raise _unprotected(c, rc)
 
     def unfreeze(self):
         """Lets operations go on. Harmless when nothing is frozen."""
@@ -213,7 +230,8 @@ cdef class Admin(Process):
                 "thread": s.parent != 0,
                 "title": (<bytes>s.title[:24]).split(b"\0")[0].decode(errors="replace"),
                 "epoch_id": s.epoch_id, "op": OPERATIONS[s.op] if s.op < len(OPERATIONS) else "?",
-                "locks": s.nlocks, "operations": sum(s.counters[k] for k in range(17)),
+                "mappings": _mappings(c, s), "protection": PROTECTION.get(s.map_protection),
+                "locks": s.nlocks, "operations": sum(s.counters[k] for k in range(OP_COUNT)),
                 **{name: s.counters[k] for name, k in COUNTERS.items()},
             })
         return result
@@ -282,6 +300,26 @@ cdef class Admin(Process):
         finally:
             free(t.buffer)
             free(t)
+
+
+cdef _unprotected(nv_ctx* c, int rc):
+    """What to raise when a process's mappings could not be write-protected."""
+    pid = c.hdr.late_pid
+    if rc == -ETIMEDOUT:
+        return TimeoutError(_errno.ETIMEDOUT, f"process {pid} did not protect what it has mapped")
+    return OSError(-rc, f"what process {pid} has mapped cannot be write-protected; it has to "
+                        "unmap it or to end")
+
+
+cdef _mappings(nv_ctx* c, nv_slot* s):
+    cdef uint64_t off = s.map_head
+    cdef uint32_t i
+    n = 0
+    while off:
+        for i in range(MAP_RECORDS):
+            n += map_page(c, off).maps[i].ino != 0
+        off = map_page(c, off).next_off
+    return n
 
 
 cdef _role_name(uint32_t role):

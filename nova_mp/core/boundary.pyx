@@ -20,13 +20,14 @@ MEDIA = {"dram": MEDIA_DRAM, "pmem": MEDIA_PMEM, "real": MEDIA_REAL}
 OPERATIONS = [
     "none", "read", "write", "setattr", "create", "unlink", "rename", "link", "xattr", "open",
     "close",
-    "lookup", "gc", "snapshot_create", "snapshot_delete", "clean", "evict",
+    "lookup", "gc", "snapshot_create", "snapshot_delete", "clean", "evict", "mmap",
 ]
 COUNTERS = {
     "read_bytes": 20, "write_bytes": 21, "lock_waits": 22, "read_retries": 23, "read_locked": 24,
     "repairs": 25, "epoch_retries": 26, "steals": 27, "gc_fast_pages": 28, "gc_thorough_pages": 29,
     "lock_wait_ns": 30, "list_appends": 31, "cleaned": 32, "timed_reads": 33, "timed_read_ns": 34,
     "timed_writes": 35, "timed_write_ns": 36, "timed_others": 37, "timed_other_ns": 38,
+    "map_faults": 19, "preserved_pages": 39,
 }
 DEBUG_BUILD = bool(NV_DEBUG_BUILD)
 

@@ -61,7 +61,8 @@ cdef enum:
     OP_SNAPSHOT_DELETE = 14
     OP_CLEAN = 15
     OP_EVICT = 16
-    OP_COUNT = 17
+    OP_MMAP = 17                     # mapping, preserving, unmapping
+    OP_COUNT = 18
 
     REBUILD_LISTS = 1                # nv_arena.rebuild: superseded blocks are recorded again
     REBUILD_RESTORED = 2             # the lists were restored: nothing is recorded
@@ -74,6 +75,7 @@ cdef enum:
     INODE_HAS_XATTR = 1              # header flags
     INODE_DEAD = 2                   # unlinked for the last time
     INODE_IN_LIST = 4                # recorded in a snapshot list
+    INODE_PAST_END = 8               # pages past the end may be there, and need not be zero
 
     SLAB_NONE = 0                    # page descriptor classes
     SLAB_64 = 1
@@ -83,6 +85,10 @@ cdef enum:
     INDEX_OFF_MASK = 0x0000FFFFFFFFFFC0
     CELL_SNAPSHOT = 0x4000000000000000         # open-table cell: a snapshot held open, not an inode
     OPEN_CELLS = 511                 # cells in a page of the open table
+
+    MAP_RECORDS = 84                 # in a page of a process's table of mappings
+    MAP_WRITABLE = 1                 # nv_map flags
+    MAP_SNAPSHOT = 2                 # of a snapshot's file
 
 
 cdef struct nv_index:                # IN DRAM. Sparse array of 8-byte words; see index.pxd
@@ -160,12 +166,13 @@ cdef struct nv_inode_header:         # IN DRAM. 128 bytes an inode
     uint32_t blocks                  # data blocks; directory: names
     uint32_t tombs                   # directory: deleted cells
     uint32_t opens                   # open handles in all processes
-    uint32_t maps                    # mappings in all processes
+    uint32_t maps                    # mappings in all processes, of the live file
     uint8_t flags
     uint8_t dir_log2                 # directory: log2 of cells, 0 = no table yet
-    uint16_t spare
+    uint16_t view_maps               # mappings of it as of some snapshot
     uint32_t generation
-    uint64_t pad[2]
+    uint64_t preserved               # grows before a page is stored to in place; see mapping.pxd
+    uint64_t pad
 
 
 cdef struct nv_tx:                   # IN DRAM, in a slot. One log that an operation appends to
@@ -188,7 +195,8 @@ cdef struct nv_slot:                 # IN DRAM. One thread of an attached proces
     uint64_t epoch_id                # of the operation under way, 0 in none
     uint32_t op
     uint32_t step
-    uint8_t line1[48]
+    uint32_t faulting                # 1 while a fault is being resolved; see stores.pxd
+    uint8_t line1[44]
     # -- intent: what a repairer needs
     uint32_t nlocks
     uint32_t ntx
@@ -230,8 +238,31 @@ cdef struct nv_slot:                 # IN DRAM. One thread of an attached proces
     uint64_t spare_page              # the first of them while it moves into a list
     uint64_t spare_next              # the one after that
     uint64_t open_head               # process slot: first page of its open table
+    uint64_t map_head                # process slot: first page of its table of mappings
+    uint32_t map_protection          # process slot: NV_PROTECT_* of uffd.h
+    int map_fd                       # process slot: its userfaultfd
+    uint32_t map_bell                # process slot: woken to protect, or for a fault (SIGSEGV)
+    uint32_t protect_asked           # process slot: grows when all is to be protected (SIGSEGV)
+    uint32_t protect_done            # process slot: follows protect_asked
+    uint32_t slot_pad
     # -- statistics
     uint64_t counters[40]            # see COUNTERS in sync.pyx
+
+
+cdef struct nv_map:                  # IN DRAM. One mapping of a process; under the snapshot lock
+    uint64_t ino                     # 0: unused
+    uint64_t at                      # address in that process, or 0 while it is being made
+    uint64_t bytes
+    uint64_t pgoff                   # first file page
+    uint32_t generation
+    uint32_t flags                   # MAP_*
+    uint64_t spare
+
+
+cdef struct nv_map_page:             # IN DRAM. Part of a process's table of mappings
+    nv_map maps[MAP_RECORDS]
+    uint64_t next_off
+    uint64_t pad[7]
 
 
 cdef struct nv_list_head:            # IN DRAM. One snapshot's list of one CPU
@@ -300,6 +331,8 @@ cdef struct nv_dram_header:          # IN DRAM. First page
     uint32_t repair_lock
     uint32_t clean_lock
     uint32_t reap_lock
+    uint32_t hold                    # slot number + 1 of who holds stores into mappings back
+    uint32_t late_pid                # process whose mappings could not be protected
     uint32_t slot_high               # slots at or above this were never used
     # -- snapshot table: guarded by snapshot_lock, read under snap_seq
     uint32_t snap_seq
@@ -393,6 +426,7 @@ cdef enum:
 
     # counters of a slot (and, added up, of a CPU)
     CNT_OPS = 0                      # + OP_*
+    CNT_MAP_FAULTS = 19              # faults resolved
     CNT_READ_BYTES = 20
     CNT_WRITE_BYTES = 21
     CNT_LOCK_WAITS = 22
@@ -412,6 +446,7 @@ cdef enum:
     CNT_TIMED_WRITE_NS = 36
     CNT_TIMED_OTHERS = 37
     CNT_TIMED_OTHER_NS = 38
+    CNT_PRESERVED = 39               # pages copied for snapshots before a store in place
     CNT_COUNT = 40
 
 

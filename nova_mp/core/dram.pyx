@@ -6,6 +6,8 @@ if sizeof(nv_slot) > SLOT_BYTES or sizeof(nv_cpu) > DRAM_PAGE:
     raise ImportError(f"slot {sizeof(nv_slot)} or CPU {sizeof(nv_cpu)} structure too large")
 if sizeof(nv_inode_header) != 128 or sizeof(nv_chunk) != 128 or sizeof(nv_table) != 64:
     raise ImportError("inode header, chunk or table structure has an unexpected size")
+if sizeof(nv_map_page) != DRAM_PAGE:
+    raise ImportError("a page of the table of mappings has an unexpected size")
 if sizeof(nv_dram_header) > DRAM_PAGE:
     raise ImportError("DRAM header does not fit its page")
 

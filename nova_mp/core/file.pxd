@@ -11,7 +11,7 @@
 #   FILE-3  A read is consistent: it gives what one moment held, for up to READ_ATOMIC bytes.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from nova_mp.core.dram cimport nv_ctx, nv_inode_header
+from nova_mp.core.dram cimport nv_ctx, nv_inode_header, nv_map
 
 cdef enum:
     READ_ATOMIC = 4194304
@@ -40,10 +40,9 @@ cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint
 cdef int64_t file_read(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* dst, uint64_t n,
                        uint64_t offset) noexcept nogil
 cdef int file_truncate(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t size) noexcept nogil
+cdef int map_forget(nv_ctx* c, nv_map* m) noexcept nogil
 cdef int file_fallocate(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t offset,
                         uint64_t length) noexcept nogil
 cdef int file_setattr(nv_ctx* c, uint64_t ino, uint32_t generation, uint32_t mask,
                       const nv_attr* attr) noexcept nogil
 cdef int file_getattr(nv_ctx* c, uint64_t ino, uint32_t generation, nv_attr* attr) noexcept nogil
-cdef int append_data(nv_ctx* c, nv_inode_header* h, const uint8_t* src, uint64_t n, uint64_t offset,
-                     uint64_t size, uint64_t now) noexcept nogil

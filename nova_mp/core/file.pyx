@@ -3,19 +3,20 @@
 from libc.errno cimport EFBIG, EINVAL, EISDIR, ENOMEM, ENOSPC
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from nova_mp.core.alloc cimport blocks_alloc, pend_done
 from nova_mp.core.arch cimport nv_file_time_ns, nv_monotonic_ns, nv_pause
 from nova_mp.core.dram cimport (CNT_READ_BYTES, CNT_READ_LOCKED, CNT_READ_RETRIES,
-                                CNT_TIMED_READ_NS, CNT_TIMED_READS, CNT_WRITE_BYTES, NV_RETRY,
-                                OP_READ, OP_SETATTR, OP_WRITE, count, count_op, nv_slot)
+                                CNT_TIMED_READ_NS, CNT_TIMED_READS, CNT_WRITE_BYTES, INODE_PAST_END,
+                                MAP_SNAPSHOT, OP_MMAP, OP_READ, OP_SETATTR, OP_WRITE, count,
+                                count_op)
+from nova_mp.core.extent cimport append_data, old_page, setattr_entry
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve,
                                  word_block)
-from nova_mp.core.inode cimport S_IFDIR, S_IFMT, gc_wanted, inode_lock, run_count, tx_apply, tx_undo
+from nova_mp.core.inode cimport S_IFDIR, S_IFMT, inode_lock, run_count, tx_apply, tx_undo
 from nova_mp.core.itable cimport header_of, inode_at, inode_off, PI_LOG_TAIL
-from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, ENTRY_SETATTR,
-                                  ENTRY_WRITE, nv_setattr_entry, nv_write_entry)
+from nova_mp.core.layout cimport BLOCK_BYTES, BLOCK_SHIFT, ENTRY_FLAG_SIZE, nv_setattr_entry
 from nova_mp.core.log cimport log_append, log_commit, log_room, tx_open
-from nova_mp.core.pmem cimport block_off, fail_point, pm_copy_data, pm_read_delay, pm_zero
+from nova_mp.core.mapping cimport map_count, mapped_truncate, mapped_write, zero_past_end
+from nova_mp.core.pmem cimport block_off, fail_point, pm_read_delay
 from nova_mp.core.snaplist cimport spare_reserve
 from nova_mp.core.sync cimport lock_drop, op_begin, op_end, seq_read, seq_same
 
@@ -135,86 +136,15 @@ cdef int64_t file_read(nv_ctx* c, uint64_t ino, uint32_t generation, uint8_t* ds
 
 # ---- write --------------------------------------------------------------------------------------
 
-cdef inline const uint8_t* old_page(nv_ctx* c, nv_inode_header* h, uint64_t page) noexcept nogil:
-    # Contents of a page before the operation, NULL for a hole. Under the lock.
-    cdef uint64_t* cell = index_cell(c, &h.index, page)
-    if cell == NULL or cell[0] == 0:
-        return NULL
-    return c.pm + block_off(word_block(cell[0]))
-
-
-cdef void fill_part(nv_ctx* c, const uint8_t* old, uint64_t to_off, uint64_t start,
-                    uint64_t n) noexcept nogil:
-    # Bytes start.. of a new block, from the old contents of its page.
-    if n == 0:
-        return
-    if old == NULL:
-        pm_zero(c, to_off + start, n)
-    else:
-        pm_copy_data(c, to_off + start, old + start, n)
-
-
-cdef void fill_extent(nv_ctx* c, nv_inode_header* h, uint64_t block, uint64_t first_page,
-                      uint64_t pages,
-                      const uint8_t* src, uint64_t n, uint64_t offset) noexcept nogil:
-    # New blocks for file pages first_page..: the part of [offset, offset + n) that lies there from
-    # `src` (zeros if NULL), the rest of partial pages from what was there before.
-    cdef uint64_t start = first_page << BLOCK_SHIFT
-    cdef uint64_t end = start + (pages << BLOCK_SHIFT)
-    cdef uint64_t to = block_off(block)
-    cdef uint64_t from_offset = offset if offset > start else start
-    cdef uint64_t to_offset = offset + n if offset + n < end else end
-    cdef uint64_t rest = to_offset & (BLOCK_BYTES - 1)
-    if from_offset > start:
-        fill_part(c, old_page(c, h, first_page), to, 0, from_offset - start)
-    if src == NULL:
-        pm_zero(c, to + (from_offset - start), to_offset - from_offset)
-    else:
-        pm_copy_data(c, to + (from_offset - start), src + (from_offset - offset),
-                     to_offset - from_offset)
-    if rest:
-        fill_part(c, old_page(c, h, first_page + pages - 1), to + ((pages - 1) << BLOCK_SHIFT),
-                  rest, BLOCK_BYTES - rest)
-
-
-cdef int append_data(nv_ctx* c, nv_inode_header* h, const uint8_t* src, uint64_t n, uint64_t offset,
-                     uint64_t size, uint64_t now) noexcept nogil:
-    # Allocates, fills and appends write entries for [offset, offset + n) to the operation's last
-    # log. -ENOSPC leaves the undoing to the caller.
-    cdef nv_slot* s = c.slot
-    cdef nv_write_entry e
-    cdef uint64_t page = offset >> BLOCK_SHIFT
-    cdef uint64_t end = (offset + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT
-    cdef uint64_t block, got = 0
-    memset(&e, 0, sizeof(e))
-    e.entry_type = ENTRY_WRITE
-    e.slots = 1
-    e.epoch_id = c.epoch_id
-    e.size = size
-    e.mtime_ns = now
-    while page < end:
-        if log_room(c, h, &s.tx[s.ntx - 1], 1):
-            return -ENOSPC
-        block = blocks_alloc(c, end - page, 0, &got)
-        if block == 0:
-            return -ENOSPC
-        fill_extent(c, h, block, page, got, src, n, offset)
-        fail_point(c, "write.data_copied")
-        e.pgoff = page
-        e.block_nr = <uint32_t>block
-        e.num_pages = <uint32_t>got
-        log_append(c, &s.tx[s.ntx - 1], &e)
-        fail_point(c, "write.entry_appended")
-        pend_done(c)
-        page += got
-    return 0
-
-
 cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uint8_t* src,
                           uint64_t n, uint64_t offset) noexcept nogil:
     cdef uint64_t page = offset >> BLOCK_SHIFT
     cdef uint64_t end = (offset + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT
     cdef uint64_t size = h.size if h.size > offset + n else offset + n
+    if h.maps:
+        return mapped_write(c, h, ino, src, n, offset)
+    if size > h.size and h.flags & INODE_PAST_END and cut_pages(c, h, ino, h.size):
+        return -ENOSPC
     if index_reserve(c, h, &h.index, page, end - 1):
         return -ENOSPC
     # New extents may cut an old run anywhere, and each piece may meet another list.
@@ -258,42 +188,42 @@ cdef int64_t file_write(nv_ctx* c, uint64_t ino, uint32_t generation, const uint
 
 # ---- truncate, preallocate ----------------------------------------------------------------------
 
-cdef void setattr_entry(nv_ctx* c, nv_inode_header* h, nv_setattr_entry* e) noexcept nogil:
-    # An entry that says what the header says.
-    memset(e, 0, sizeof(nv_setattr_entry))
-    e.entry_type = ENTRY_SETATTR
-    e.slots = 1
-    e.epoch_id = c.epoch_id
-    e.mode = h.mode
-    e.nlink = h.nlink
-    e.uid = h.uid
-    e.gid = h.gid
-    e.size = h.size
-    e.mtime_ns = h.mtime_ns
-    e.ctime_ns = nv_file_time_ns()
-    e.atime_ns = h.atime_ns
-
-
 cdef int truncate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t size) noexcept nogil:
+    cdef int rc = 0
+    if h.maps:
+        return mapped_truncate(c, h, ino, size)
+    if size > h.size and h.flags & INODE_PAST_END:
+        rc = cut_pages(c, h, ino, h.size)
+    return cut_pages(c, h, ino, size) if rc == 0 else rc
+
+
+cdef int trim_pages(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogil:
+    # Pages past the end, left by a truncation while the file was mapped, once it is not any more.
+    if h.maps or not h.flags & INODE_PAST_END:
+        return 0
+    return cut_pages(c, h, ino, h.size)
+
+
+cdef int cut_pages(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t size) noexcept nogil:
     # The cut page is rewritten with a zero tail, never zeroed in place: a snapshot may hold it.
     cdef nv_setattr_entry e
+    cdef bint cuts = size < h.size or (size == h.size and h.flags & INODE_PAST_END)
     cdef uint64_t last = size >> BLOCK_SHIFT
     cdef uint64_t within = size & (BLOCK_BYTES - 1)
     cdef const uint8_t* old
     cdef int rc = 0
-    if c.hdr.snap_live and size < h.size and spare_reserve(c,
-                                                           1 + run_count(c, h, last, <uint64_t>-1)):
+    if c.hdr.snap_live and cuts and spare_reserve(c, 1 + run_count(c, h, last, <uint64_t>-1)):
         return -ENOSPC
     setattr_entry(c, h, &e)
     e.mtime_ns = e.ctime_ns
     e.size = size
-    e.flags = ENTRY_FLAG_SIZE if size < h.size else 0
+    e.flags = ENTRY_FLAG_SIZE if cuts else 0
     tx_open(c, ino, h.log_tail_off)
     rc = log_room(c, h, &c.slot.tx[0], 1)
     if rc:
         return rc
     log_append(c, &c.slot.tx[0], &e)
-    if size < h.size and within:
+    if cuts and within:
         old = old_page(c, h, last)
         if old != NULL:
             # Zeros from the cut on; append_data keeps what is before it.
@@ -303,6 +233,7 @@ cdef int truncate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t s
         return rc
     log_commit(c, inode_off(c, ino) + PI_LOG_TAIL, c.slot.tx[0].cur_tail)
     tx_apply(c, h, 0)
+    c.slot.ntx = 0
     return 0
 
 
@@ -326,6 +257,26 @@ cdef int file_truncate(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t si
     return rc
 
 
+cdef int map_forget(nv_ctx* c, nv_map* m) noexcept nogil:
+    # The mapping is gone: the last one of a file gives back what lies past its end.
+    cdef nv_inode_header* h = NULL
+    cdef int rc = inode_lock(c, m.ino, m.generation, &h)
+    if rc:
+        m.ino = 0
+        return 0
+    rc = op_begin(c, OP_MMAP)
+    if rc == 0:
+        c.privileged = 1
+        map_count(h, m, False)
+        if not m.flags & MAP_SNAPSHOT:
+            trim_pages(c, h, m.ino)
+        m.ino = 0
+        c.privileged = 0
+        op_end(c)
+    lock_drop(c, &h.lock)
+    return rc
+
+
 cdef int fallocate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t offset,
                           uint64_t length) noexcept nogil:
     # Zeroed blocks where there are holes; what is there already stays as it is.
@@ -337,6 +288,10 @@ cdef int fallocate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t 
     cdef uint64_t* cell
     cdef nv_setattr_entry e
     cdef int rc = index_reserve(c, h, &h.index, page, end - 1)
+    if rc == 0 and size > h.size and h.maps:
+        rc = zero_past_end(c, h, ino, size)
+    elif rc == 0 and size > h.size:
+        rc = trim_pages(c, h, ino)
     if rc:
         return rc
     tx_open(c, ino, h.log_tail_off)

@@ -25,6 +25,7 @@ cdef class File:
     cdef int64_t write_at(self, object data, uint64_t offset, bint append) except -1
     cdef int check_readable(self) except -1
     cdef int check_writable(self) except -1
+    cdef void stat_into(self, nv_attr* attr) except *
 
 cdef Stat make_stat(const nv_attr* attr)
 cdef File make_file(Process core, uint32_t cell, nv_node node, int flags, object name)

@@ -13,6 +13,7 @@ from posix.fcntl cimport O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR,
 from nova_mp.core.dram cimport NV_RETRY
 from nova_mp.core.file cimport file_fallocate, file_getattr, file_read, file_truncate, file_write
 from nova_mp.core.boundary cimport raise_errno
+from nova_mp.core.mapped cimport map_live_file
 from nova_mp.core.pmem cimport pm_fence
 
 cdef extern from "Python.h":
@@ -285,23 +286,43 @@ cdef class File:
             raise ValueError("I/O operation on closed file")
         pm_fence(self.core.ctx())
 
+    def mmap(self, offset=0, length=None, bint writable=True):
+        """Maps the file, or `length` bytes from `offset`, into memory: a `Mapping`, a buffer.
+
+        Stores there are in the file at once, for every process. While the file is mapped, writes to
+        it go in place and are not atomic, and a truncation gives its blocks back only once it is
+        unmapped. ValueError past the end of the file; PermissionError if `writable` and the file is
+        not open for writing.
+        """
+        cdef nv_attr attr
+        self.check_readable()
+        if writable and self.flags & O_ACCMODE == O_RDONLY:
+            raise PermissionError(_errno.EACCES, "not open for writing; map it with writable=False",
+                                  self.name)
+        self.stat_into(&attr)
+        return map_live_file(self.core, self.ino, self.generation, attr.size, offset, length,
+                             writable, self.name)
+
     def stat(self):
         """Attributes of the open file."""
         cdef nv_attr attr
+        self.stat_into(&attr)
+        return make_stat(&attr)
+
+    cdef void stat_into(self, nv_attr* attr) except *:
         cdef nv_ctx* c
         cdef int rc = NV_RETRY
         if not self.is_open or self.core.closed:
             raise ValueError("I/O operation on closed file")
         c = self.core.ctx()
         c.nowait = 1
-        rc = file_getattr(c, self.ino, self.generation, &attr)
+        rc = file_getattr(c, self.ino, self.generation, attr)
         c.nowait = 0
         while self.core.again(c, rc):
             with nogil:
-                rc = file_getattr(c, self.ino, self.generation, &attr)
+                rc = file_getattr(c, self.ino, self.generation, attr)
         if rc:
             raise_errno(rc, self.name, None)
-        return make_stat(&attr)
 
     # -- the file object's interface
 

@@ -11,8 +11,10 @@
 #   INO-3  A page run that is superseded is announced (rel_*), its entry's dead epoch is recorded,
 #          its cells change, and only then are its blocks released.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport INODE_DEAD, nv_ctx, nv_inode_header
+from nova_mp.core.layout cimport (ENTRY_MMAP_WRITE, ENTRY_WRITE, nv_mmap_write_entry,
+                                  nv_write_entry)
 from nova_mp.core.itable cimport inode_at
 from nova_mp.core.sync cimport RANK_DIR, RANK_FILE
 
@@ -47,6 +49,15 @@ cdef inline void gc_wanted(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept
     # Collecting waits until the operation has returned: the boundary starts it.
     if h.log_pages >= h.gc_pages:
         c.gc_ino = ino
+
+
+cdef inline uint64_t blocks_brought(const nv_write_entry* e) noexcept nogil:
+    # First of the `num_pages` blocks that came with an entry; 0 if it is of another kind.
+    if e.entry_type == ENTRY_WRITE:
+        return e.block_nr
+    if e.entry_type == ENTRY_MMAP_WRITE:
+        return (<const nv_mmap_write_entry*>e).kept_block_nr
+    return 0
 
 
 cdef inline uint64_t effective_epoch(nv_ctx* c, nv_inode_header* h, uint64_t ino,

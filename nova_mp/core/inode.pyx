@@ -5,15 +5,17 @@ from libc.string cimport memset
 from nova_mp.core.alloc cimport blocks_free_announced, pend_done
 from nova_mp.core.arch cimport nv_crc32c, nv_fence_release, nv_file_time_ns, nv_store64
 from nova_mp.core.dir cimport dentry_at, dir_add, dir_lookup, dir_remove, dir_reserve
-from nova_mp.core.dram cimport INODE_HAS_XATTR, INODE_IN_LIST, OP_CLEAN, nv_slot, nv_tx
+from nova_mp.core.dram cimport (INODE_HAS_XATTR, INODE_IN_LIST, INODE_PAST_END, OP_CLEAN, nv_slot,
+                                nv_tx)
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_next, index_prune, index_reserve,
                                  make_ref, ref_off, word_block)
 from nova_mp.core.itable cimport (PI_LOG_HEAD, PI_LOG_TAIL, header_of, inode_destroy, inode_off,
                                   slot_alloc, slot_free)
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
-                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_SETATTR, ENTRY_WRITE,
-                                  ENTRY_XATTR, LINE_BYTES, LOG_TAIL_OFF, MAGIC_LOG_PAGE, nv_dentry,
-                                  nv_entry_header, nv_inode, nv_link_change_entry, nv_setattr_entry,
+                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_MMAP_WRITE,
+                                  ENTRY_SETATTR, ENTRY_XATTR, LINE_BYTES, LOG_TAIL_OFF,
+                                  MAGIC_LOG_PAGE, nv_dentry, nv_entry_header, nv_inode,
+                                  nv_link_change_entry, nv_mmap_write_entry, nv_setattr_entry,
                                   nv_write_entry, nv_xattr_entry)
 from nova_mp.core.log cimport (entry_valid, log_entry_dead, log_first_page, log_position,
                                log_write_entry, page_tail, slot_of)
@@ -100,10 +102,11 @@ cdef uint64_t undo_entry(nv_ctx* c, uint64_t pos, uint64_t tail) noexcept nogil:
     cdef nv_slot* s = c.slot
     cdef nv_write_entry* e = <nv_write_entry*>(c.pm + pos)
     cdef uint64_t next_pos = log_position(c, pos + e.slots * LINE_BYTES, tail)
-    if e.entry_type == ENTRY_WRITE:
-        if s.pend_len and s.pend_block == e.block_nr:
+    cdef uint64_t block = blocks_brought(e)
+    if block:
+        if s.pend_len and s.pend_block == block:
             pend_done(c)
-        s.rel_extent = <uint64_t>e.block_nr << 32 | e.num_pages
+        s.rel_extent = block << 32 | e.num_pages
         s.rel_link_off = 0
         s.rel_ino = 0
         s.rel_pages = 0
@@ -207,12 +210,13 @@ cdef void set_cells(nv_ctx* c, nv_inode_header* h) noexcept nogil:
 
 
 cdef void supersede_run(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t pgoff, uint64_t n,
-                        uint64_t old, uint64_t new, uint64_t epoch_id) noexcept nogil:
-    # INO-3: pages pgoff.. (n of them), words old.., become new.. (or nothing); their blocks go.
+                        uint64_t old, uint64_t new, uint64_t gone,
+                        uint64_t epoch_id) noexcept nogil:
+    # INO-3: pages pgoff.. (n of them), words old.., become new.. (or nothing); blocks gone.. go.
     cdef nv_slot* s = c.slot
     cdef uint64_t entry_off = ref_off(old)
     cdef nv_write_entry* e = <nv_write_entry*>(c.pm + entry_off)
-    s.rel_extent = word_block(old) << 32 | n
+    s.rel_extent = gone << 32 | n
     s.rel_create_epoch = e.epoch_id
     s.rel_delete_epoch = epoch_id
     s.rel_ino = 0
@@ -274,19 +278,20 @@ cdef void release_pages(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t fi
         while cell != NULL and cell[0] == word + (n << REF_BITS):
             n += 1
             cell = index_cell(c, &h.index, pos + n)
-        supersede_run(c, h, ino, pos, n, word, 0, epoch_id)
+        supersede_run(c, h, ino, pos, n, word, 0, word_block(word), epoch_id)
         pos = index_next(c, &h.index, pos + n, <uint64_t>-1)
     index_prune(c, &h.index, first)
 
 
 cdef void apply_write(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t off) noexcept nogil:
-    # Assign write entry: the pages' cells refer to it, what they referred to is released.
+    # Assign write entry: the pages' cells refer to it, what they referred to is released. Pages
+    # that were preserved stay where they are, and the copies are released to the snapshots.
     cdef nv_write_entry* e = <nv_write_entry*>(c.pm + off)
     cdef uint64_t page = e.pgoff
     cdef uint64_t end = page + e.num_pages
     cdef uint64_t word = <uint64_t>e.block_nr << REF_BITS | make_ref(off)
     cdef uint64_t epoch_id = effective_epoch(c, h, ino, e.epoch_id)
-    cdef uint64_t n, old
+    cdef uint64_t n, old, gone
     cdef uint64_t* cell
     while page < end:
         cell = index_cell(c, &h.index, page)
@@ -301,9 +306,15 @@ cdef void apply_write(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t off)
                 if cell[0] != old + (n << REF_BITS):
                     break
                 n += 1
-            supersede_run(c, h, ino, page, n, old, word, epoch_id)
+            gone = word_block(old)
+            if e.entry_type == ENTRY_MMAP_WRITE and gone == word_block(word):
+                gone = (<nv_mmap_write_entry*>e).kept_block_nr + (page - e.pgoff)
+            supersede_run(c, h, ino, page, n, old, word, gone, epoch_id)
         page += n
         word += n << REF_BITS
+    if e.entry_type == ENTRY_MMAP_WRITE:
+        h.preserved += 1
+        return
     h.size = e.size
     h.mtime_ns = e.mtime_ns
     h.ctime_ns = e.mtime_ns
@@ -322,6 +333,10 @@ cdef void apply_setattr(nv_ctx* c, nv_inode_header* h, uint64_t ino,
     h.ctime_ns = e.ctime_ns
     h.atime_ns = e.atime_ns
     if e.mode & S_IFMT != S_IFDIR:
+        if e.flags & ENTRY_FLAG_SIZE:
+            h.flags &= ~<uint8_t>INODE_PAST_END
+        elif e.size < h.size:
+            h.flags |= INODE_PAST_END
         h.size = e.size
         if e.flags & ENTRY_FLAG_SIZE:
             release_pages(c, h, ino, (e.size + BLOCK_BYTES - 1) >> BLOCK_SHIFT,
@@ -347,7 +362,7 @@ cdef void apply_dentry(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nog
 cdef int apply_prepare(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogil:
     # Rebuilding only: what operations reserve before they commit (INO-2).
     cdef nv_write_entry* w = <nv_write_entry*>(c.pm + off)
-    if w.entry_type == ENTRY_WRITE:
+    if blocks_brought(w):
         if index_reserve(c, NULL, &h.index, w.pgoff, w.pgoff + w.num_pages - 1):
             return -ENOSPC
         return spare_reserve(c, w.num_pages)
@@ -363,7 +378,7 @@ cdef void reset_hints(nv_ctx* c, uint64_t off) noexcept nogil:
     # that a mount does not dirty the whole log.
     cdef nv_entry_header* e = <nv_entry_header*>(c.pm + off)
     cdef nv_write_entry* w = <nv_write_entry*>e
-    if e.entry_type == ENTRY_WRITE:
+    if blocks_brought(w):
         if w.invalid_pages:
             pm_store32(c, off + 48, 0)
         if w.dead_epoch_id:
@@ -383,7 +398,7 @@ cdef int apply_entries(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t fir
     cdef nv_entry_header* e
     while pos != tail:
         e = <nv_entry_header*>(c.pm + pos)
-        if e.entry_type == ENTRY_WRITE:
+        if blocks_brought(<nv_write_entry*>e):
             apply_write(c, h, ino, pos)
         elif e.entry_type == ENTRY_DENTRY:
             apply_dentry(c, h, pos)

@@ -64,7 +64,7 @@ cdef enum:
     ENTRY_DENTRY = 2                 # directory entry, added or removed
     ENTRY_SETATTR = 3                # all attributes of an inode
     ENTRY_LINK_CHANGE = 4            # link count and ctime
-    ENTRY_MMAP_WRITE = 5             # pages that became writable through a mapping
+    ENTRY_MMAP_WRITE = 5             # pages that stay where they are, copied for older snapshots
     ENTRY_SNAPSHOT_INFO = 6          # a snapshot
     ENTRY_NEXT_PAGE = 7              # nothing more in this page: go on at the next
     ENTRY_XATTR = 8                  # extended attribute, set or removed
@@ -214,12 +214,17 @@ cdef packed struct nv_mmap_write_entry:
     uint8_t flags                    # zero
     uint8_t slots                    # 1
     uint8_t name_len                 # zero
-    uint32_t csum                    # CRC32C of bytes 0..3 and 8..63
-    uint64_t epoch_id                # epoch in which the pages became writable
+    uint32_t csum                    # CRC32C of bytes 0..3 and 8..47
+    uint64_t epoch_id                # epoch in which the pages became writable in place
     uint64_t pgoff                   # first file page
-    uint32_t block_nr                # block that holds the preserved contents
-    uint32_t num_pages               # pages
-    uint8_t reserved[32]             # zero
+    uint32_t block_nr                # first data block: the file's before and after
+    uint32_t num_pages               # pages, contiguous in file and arena
+    uint32_t kept_block_nr           # first block of the copy that older snapshots read instead
+    uint32_t reserved                # zero
+    uint64_t create_epoch_id         # epoch of what was copied
+    uint32_t invalid_pages           # pages superseded since (volatile)
+    uint32_t padding                 # zero
+    uint64_t dead_epoch_id           # newest epoch that superseded a page (volatile)
 
 
 cdef packed struct nv_snapshot_info:

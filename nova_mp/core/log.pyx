@@ -19,7 +19,7 @@ cdef uint32_t entry_csum(const void* entry) noexcept nogil:
     cdef const uint8_t* p = <const uint8_t*>entry
     cdef uint32_t crc = nv_crc32c(0xFFFFFFFF, p, 4)
     cdef bint removed = p[1] & ENTRY_FLAG_REMOVED
-    if p[0] == ENTRY_WRITE:
+    if p[0] == ENTRY_WRITE or p[0] == ENTRY_MMAP_WRITE:
         crc = nv_crc32c(crc, p + 8, 40)
     elif p[0] == ENTRY_DENTRY:
         crc = nv_crc32c(crc, p + 8, 32 if removed else 24)

@@ -8,7 +8,7 @@ from nova_mp.core.arch cimport nv_file_time_ns
 from nova_mp.core.dir cimport DT_DIR, DT_LNK, DT_REG, dentry_at, dir_lookup, dir_reserve
 from nova_mp.core.dram cimport (INODE_DEAD, INODE_IN_LIST, OPEN_CELLS, OP_CLOSE, OP_CREATE, OP_LINK,
                                 OP_UNLINK, SLOT_FREE, nv_tx, slot_at)
-from nova_mp.core.file cimport append_data
+from nova_mp.core.extent cimport append_data
 from nova_mp.core.index cimport index_reserve
 from nova_mp.core.inode cimport (S_IFDIR, S_IFLNK, S_IFMT, evict, evict_reserve, inode_abandon,
                                  inode_lock, inode_new, tx_apply, tx_undo)

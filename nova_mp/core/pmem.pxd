@@ -52,6 +52,14 @@ cdef inline void pm_persist(nv_ctx* c, uint64_t off, uint64_t n) noexcept nogil:
     pm_fence(c)
 
 
+cdef inline void pm_adopt(nv_ctx* c, uint64_t off, uint64_t n) noexcept nogil:
+    # What a mapping stored at `off` is persistent at the next fence. The one kind of store that
+    # does not come through here; a trace has it from now on.
+    if c.a.trace != NULL:
+        trace_add(c, TRACE_STORE, off, n)
+    pm_flush(c, off, n)
+
+
 cdef inline uint64_t block_off(uint64_t nr) noexcept nogil:
     return nr << BLOCK_SHIFT
 

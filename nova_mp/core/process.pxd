@@ -2,7 +2,9 @@
 
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from nova_mp.core.dram cimport nv_arena, nv_ctx
+from nova_mp.core.dram cimport nv_arena, nv_ctx, nv_map
+from nova_mp.core.faults cimport nv_faults
+from libc.stdint cimport uint8_t
 
 cdef class Process:
     cdef nv_arena arena
@@ -15,6 +17,8 @@ cdef class Process:
     cdef uint32_t n_pages
     cdef list free_cells
     cdef dict inherited
+    cdef nv_faults* faults           # NULL while nothing is mapped writable
+    cdef readonly object mappings    # open Mapping objects, weakly
     cdef int role_nr
     cdef uint32_t umask_bits
     cdef readonly bint closed
@@ -32,4 +36,8 @@ cdef class Process:
     cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF
     cdef void cell_free(self, uint32_t nr) except *
     cdef int again(self, nv_ctx* c, int64_t rc) except -1
+    cdef nv_map* map_record(self, nv_ctx* c) except NULL
+    cdef void start_faults(self, bint signals) except *
+    cdef void stop_faults(self) except *
+    cdef int admit(self, nv_ctx* c, nv_map* m, uint8_t* at, uint64_t pages) except? 1
     cdef void collect(self, nv_ctx* c) noexcept

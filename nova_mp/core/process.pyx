@@ -22,6 +22,7 @@ from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSI
                                 NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE,
                                 STATE_READY, dram_off, nv_dram_header, nv_slot, nv_snapshot,
                                 slot_at)
+from nova_mp.core.faults cimport faults_add, faults_disown, faults_forget, faults_start, faults_stop
 from nova_mp.core.layout cimport BLOCK_BYTES
 from nova_mp.core.namei cimport handle_close, handle_open
 from nova_mp.core.itable cimport inode_at
@@ -29,12 +30,14 @@ from nova_mp.core.walk cimport nv_node
 from nova_mp.core.reclaim cimport gc_inode
 from nova_mp.core.repair cimport reap_slot, repair_slot
 from nova_mp.core.snaptable cimport snap_find
+from nova_mp.core.stores cimport map_find, map_page
 from nova_mp.core.sync cimport (RANK_SNAPSHOT, ctx_init, gate_wait, lock_drop, lock_take,
                                 slot_give_back, slot_take)
 from nova_mp.core.snaplist cimport spare_drop
 
 _cores = weakref.WeakSet()
 _keys = itertools.count(1)
+_handover = []                       # a pipe that the child of a fork closes when it is ready
 
 
 def _fresh_key():
@@ -55,12 +58,28 @@ def _before_fork():
         core._before_fork()
 
 
+    _handover.extend(os.pipe() if any(core.mappings for core in _cores) else ())
+
+
 def _after_fork_in_child():
-    for core in list(_cores):
-        core._after_fork()
+    try:
+        for core in list(_cores):
+            core._after_fork()
+    finally:
+        while _handover:
+            os.close(_handover.pop())
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+def _after_fork_in_parent():
+    # What the child inherited as mapped stays in place for it only once it has said so itself.
+    if _handover:
+        os.close(_handover.pop())
+        os.read(_handover[0], 1)
+        os.close(_handover.pop())
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child,
+                    after_in_parent=_after_fork_in_parent)
 
 
 @cython.no_gc_clear
@@ -79,6 +98,8 @@ cdef class Process:
         self.contexts = {}
         self.free_cells = []
         self.inherited = {}
+        self.faults = NULL
+        self.mappings = weakref.WeakSet()
         self.key = _fresh_key()
         if role not in ROLES:
             raise ValueError(f"role must be one of {sorted(ROLES)}, not {role!r}")
@@ -108,7 +129,9 @@ cdef class Process:
 
     def __del__(self):
         # Before the collector clears a cycle: afterwards the segments may be unmapped already.
+        # A mapping refers to its process, so there are none any more.
         if not self.closed:
+            self.stop_faults()
             self._leave()
         self._unmap()
 
@@ -276,15 +299,21 @@ cdef class Process:
                 self.hold_snapshot(c, i, node.ino)
             elif node.ino == 0 or handle_open(c, node, self.cell(i)):
                 self.free_cells.append(i)
+        self._inherit_mappings()
 
     def close(self):
-        """Closes all handles and gives the process's slots back. Safe to call twice."""
+        """Closes all handles and gives the process's slots back. Safe to call twice.
+
+        BufferError if a mapping is still used as a buffer: then nothing is closed.
+        """
         if not self.closed:
+            self._drop_mappings()
             self._leave()
 
     def _leave(self):
         cdef nv_ctx* c = self.ctx()
         cdef nv_ctx* other
+        cdef uint64_t maps
         cdef uint32_t i
         cdef int rc
         for i in range(self.n_pages * OPEN_CELLS):
@@ -306,6 +335,10 @@ cdef class Process:
                     spare_drop(c)
                 slot_give_back(other, other.slot)
             free(other)
+        while slot_at(c, self.slot).map_head:
+            maps = slot_at(c, self.slot).map_head
+            slot_at(c, self.slot).map_head = map_page(c, maps).next_off
+            dram_free(c, maps, DRAM_PAGE)
         i = self.n_pages
         while i > 0:
             i -= 1
@@ -382,6 +415,76 @@ cdef class Process:
             with nogil:
                 rc = handle_close(c, cell)
         self.free_cells.append(nr)
+
+    # -- mappings
+
+    cdef nv_map* map_record(self, nv_ctx* c) except NULL:
+        """An unused record of the process's table of mappings; the caller fills in `ino` last."""
+        cdef nv_slot* process = slot_at(c, self.slot)
+        cdef nv_map* m
+        cdef uint64_t off = 0
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            m = map_find(c, process.map_head, 0)
+            if m == NULL:
+                off = dram_alloc(c, DRAM_PAGE, dram_off(c, &process.map_head))
+                if off:
+                    map_page(c, off).next_off = process.map_head
+                    process.map_head = off
+                    dpend_done(c)
+                    m = &map_page(c, off).maps[0]
+            if m != NULL:
+                m.at = 0
+            lock_drop(c, &c.hdr.snapshot_lock)
+        if m == NULL:
+            raise OSError(_errno.ENOSPC, "no shared memory for another mapping")
+        return m
+
+    cdef void start_faults(self, bint signals) except *:
+        """Makes sure that the thread runs which resolves faults."""
+        cdef int error = 0
+        if self.faults != NULL:
+            return
+        self.faults = faults_start(&self.arena, slot_at(self.ctx(), self.slot), signals, &error)
+        if self.faults == NULL and error == 0:
+            raise errors.SlotsExhausted(f"all {MAX_SLOTS} process slots are taken",
+                                        "detach other processes")
+        if self.faults == NULL:
+            raise OSError(-error, os.strerror(-error), "mmap")
+
+    cdef void stop_faults(self) except *:
+        cdef nv_faults* f = self.faults
+        self.faults = NULL
+        if f != NULL:
+            with nogil:
+                faults_stop(f)
+
+    cdef int admit(self, nv_ctx* c, nv_map* m, uint8_t* at, uint64_t pages) except? 1:
+        """Lets stores into a new mapping be caught; 0 or -errno."""
+        cdef int rc
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            rc = faults_add(c, self.faults, m, at, pages)
+            lock_drop(c, &c.hdr.snapshot_lock)
+        return rc
+
+    def _drop_mappings(self):
+        """Closes all mappings; BufferError if one is still used as a buffer."""
+        for mapping in list(self.mappings):
+            mapping.close()
+        self.stop_faults()
+
+    def _inherit_mappings(self):
+        """In a forked child: the thread, and what protects, are the parent's."""
+        cdef nv_faults* f = self.faults
+        cdef uint64_t i
+        self.faults = NULL
+        if f != NULL:
+            for i in range(f.count):
+                faults_disown(f, i)
+            faults_forget(f)
+        for mapping in list(self.mappings):
+            mapping._after_fork()
 
     cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell) except -1:
         """Holds a snapshot open in a cell; False if there is no such snapshot."""

@@ -10,15 +10,16 @@ from nova_mp.core.dram cimport (CNT_CLEANED, CNT_GC_FAST, CNT_GC_THOROUGH, DRAM_
                                 INODE_IN_LIST, NV_FROZEN, OP_CLEAN, OP_GC, count, cpu_at, nv_chunk,
                                 nv_cpu, nv_slot, table_at)
 from nova_mp.core.index cimport REF_BITS, index_cell, make_ref, ref_off, word_block, REF_MASK
-from nova_mp.core.inode cimport GC_FIRST_PAGES, inode_lock
+from nova_mp.core.inode cimport GC_FIRST_PAGES, blocks_brought, inode_lock
 from nova_mp.core.itable cimport (PI_LOG_HEAD, chunk_off_of, inode_at, inode_destroy, inode_off,
                                   unlink_block)
 from nova_mp.core.layout cimport (BLOCK_SHIFT, CHUNK_SLOTS, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
-                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_NEXT_PAGE,
-                                  ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_WRITE, ENTRY_XATTR,
+                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_MMAP_WRITE,
+                                  ENTRY_NEXT_PAGE, ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_XATTR,
                                   INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES, LOG_SLOTS,
                                   LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_FILE_WRITE, SS_INODE,
                                   nv_dentry, nv_entry_header, nv_list_entry, nv_list_page_tail,
+                                  nv_mmap_write_entry,
                                   nv_setattr_entry, nv_snapshot_info, nv_write_entry,
                                   nv_xattr_entry)
 from nova_mp.core.log cimport log_new_page, log_position, page_of, page_tail, slot_of
@@ -68,8 +69,11 @@ cdef bint dentry_live(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogi
 
 
 cdef bint write_needed(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogil:
+    # An entry about preserved pages also tells older snapshots where their copies are.
     cdef nv_write_entry* e = <nv_write_entry*>(c.pm + off)
-    return write_live(c, h, off) or between(c, e.epoch_id, e.dead_epoch_id)
+    return (write_live(c, h, off) or between(c, e.epoch_id, e.dead_epoch_id)
+            or (e.entry_type == ENTRY_MMAP_WRITE
+                and between(c, (<nv_mmap_write_entry*>e).create_epoch_id, e.epoch_id)))
 
 
 cdef bint dentry_needed(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogil:
@@ -120,7 +124,7 @@ cdef bint stamp_needed(nv_ctx* c, nv_pass* p, uint64_t off) noexcept nogil:
 cdef bint needed(nv_ctx* c, nv_pass* p, uint64_t off) noexcept nogil:
     cdef nv_entry_header* e = <nv_entry_header*>(c.pm + off)
     cdef uint64_t epoch_id, pages
-    if e.entry_type == ENTRY_WRITE:
+    if blocks_brought(<nv_write_entry*>e):
         return write_needed(c, p.h, off)
     if e.entry_type == ENTRY_DENTRY:
         return dentry_needed(c, p.h, off) or stamp_needed(c, p, off)
@@ -152,7 +156,7 @@ cdef bint page_useless(nv_ctx* c, nv_inode_header* h, uint64_t page) noexcept no
         e = <nv_entry_header*>(c.pm + pos)
         if e.entry_type == ENTRY_NEXT_PAGE:
             break
-        if e.entry_type == ENTRY_WRITE:
+        if blocks_brought(<nv_write_entry*>e):
             if write_needed(c, h, pos):
                 return False
         elif e.entry_type == ENTRY_DENTRY and not e.flags & ENTRY_FLAG_REMOVED:
@@ -213,7 +217,7 @@ cdef int copy_entry(nv_ctx* c, nv_pass* p, uint64_t off) noexcept nogil:
     pm_copy(c, p.page + p.slot * LINE_BYTES, e, e.slots * LINE_BYTES)
     p.slot += e.slots
     p.entries += 1
-    if e.entry_type == ENTRY_WRITE:
+    if blocks_brought(<nv_write_entry*>e):
         end = (<nv_write_entry*>e).pgoff + (<nv_write_entry*>e).num_pages
         if end > p.kept_end:
             p.kept_end = end
@@ -240,8 +244,9 @@ cdef int copy_needed(nv_ctx* c, nv_pass* p) noexcept nogil:
 
 cdef void retarget(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
                    uint64_t stop) noexcept nogil:
-    # DRAM refers to the copies from now on. A data block belongs to one entry, so a cell with its
-    # block is the one that referred to the original. Idempotent.
+    # DRAM refers to the copies from now on. A page has one entry of each epoch at most that tells
+    # of one block, so a cell of that block and epoch is the one that referred to the original.
+    # Idempotent.
     cdef uint64_t pos = log_position(c, first, h.log_tail_off)
     cdef nv_entry_header* e
     cdef nv_write_entry* w
@@ -249,11 +254,12 @@ cdef void retarget(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
     cdef uint64_t* cell
     while pos != h.log_tail_off and page_of(pos) != stop:
         e = <nv_entry_header*>(c.pm + pos)
-        if e.entry_type == ENTRY_WRITE:
+        if blocks_brought(<nv_write_entry*>e):
             w = <nv_write_entry*>e
             for i in range(w.num_pages):
                 cell = index_cell(c, &h.index, w.pgoff + i)
-                if cell != NULL and cell[0] and word_block(cell[0]) == w.block_nr + i:
+                if (cell != NULL and cell[0] and word_block(cell[0]) == w.block_nr + i
+                        and (<nv_write_entry*>(c.pm + ref_off(cell[0]))).epoch_id == w.epoch_id):
                     cell[0] = (<uint64_t>w.block_nr + i) << REF_BITS | make_ref(pos)
         elif e.entry_type == ENTRY_DENTRY and not e.flags & ENTRY_FLAG_REMOVED:
             dir_retarget(c, h, pos)

@@ -7,24 +7,27 @@ from nova_mp.core.arch cimport nv_fence_release, nv_load32, nv_store64
 from nova_mp.core.dir cimport build_finish, dir_recount
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, CNT_REPAIRS, DRAM_PAGE, INODE_DEAD, LOCK_OWNER,
                                 NV_FROZEN, OPEN_CELLS, OP_CLEAN, OP_NONE, OP_SNAPSHOT_CREATE,
-                                INODE_IN_LIST, OP_SNAPSHOT_DELETE, SLOT_ACTIVE, SLOT_FREE, count,
-                                cpu_at, nv_cpu, nv_inode_header, nv_slot, nv_snapshot, nv_tx,
-                                slot_at)
+                                INODE_IN_LIST, MAP_RECORDS, OP_SNAPSHOT_DELETE, SLOT_ACTIVE,
+                                SLOT_FREE, count, cpu_at, nv_cpu, nv_inode_header, nv_slot,
+                                nv_snapshot, nv_tx, slot_at)
 from nova_mp.core.index cimport index_next, index_prune
-from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, evict, evict_reserve, finish_release,
-                                 inode_abandon, tx_undo)
+from nova_mp.core.inode cimport (S_IFDIR, S_IFMT, blocks_brought, evict, evict_reserve,
+                                 finish_release, inode_abandon, tx_undo)
 from nova_mp.core.itable cimport (PI_LOG_HEAD, header_of, inode_at, inode_destroy, inode_off,
                                   inodes_repair)
 from nova_mp.core.journal cimport journal_recover
-from nova_mp.core.layout cimport (BLOCK_SHIFT, ENTRY_WRITE, INODE_VALID, LINE_BYTES, SNAPSHOT_INO,
+from nova_mp.core.layout cimport (BLOCK_SHIFT, INODE_VALID, LINE_BYTES, SNAPSHOT_INO,
                                   nv_snapshot_info, nv_write_entry)
 from nova_mp.core.log cimport log_position, page_of, page_tail
+from nova_mp.core.file cimport map_forget
+from nova_mp.core.mapping cimport recount_maps
 from nova_mp.core.namei cimport handle_close, recount_opens, unlinked
 from nova_mp.core.pmem cimport block_off, pm_word
 from nova_mp.core.reclaim cimport gc_continue
 from nova_mp.core.snaplist cimport list_repair, list_tail, spare_drop
 from nova_mp.core.snapshot cimport snap_create_finish, snap_delete_finish
 from nova_mp.core.snaptable cimport snap_at, snap_find, table_repair
+from nova_mp.core.stores cimport map_page, stores_release
 from nova_mp.core.sync cimport (RANK_JOURNAL, RANK_REAP, RANK_SNAPSHOT, ctx_init, lock_drop,
                                 lock_drop_all, lock_take, repair_lock_drop, repair_lock_take,
                                 seq_end, slot_dead, slot_give_back)
@@ -77,7 +80,7 @@ cdef bint appended(nv_ctx* d, uint64_t block) noexcept nogil:
         pos = log_position(d, t.old_tail, t.cur_tail)
         while pos != t.cur_tail:
             e = <nv_write_entry*>(d.pm + pos)
-            if e.entry_type == ENTRY_WRITE and e.block_nr == block:
+            if blocks_brought(e) == block:
                 return True
             pos = log_position(d, pos + e.slots * LINE_BYTES, t.cur_tail)
     return False
@@ -199,6 +202,7 @@ cdef void recount(nv_ctx* d, nv_inode_header* h, uint64_t ino) noexcept nogil:
         h.log_pages += 1
         page = page_tail(d, page).next_page_off
     recount_opens(d, h, ino)
+    recount_maps(d, h, ino)
 
 
 cdef uint64_t ino_of_lock(nv_ctx* d, uint64_t lock_off) noexcept nogil:
@@ -293,6 +297,7 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
             dpend_repair(&d)
             if d.slot.build_phase:
                 build_finish(&d)
+            stores_release(&d)
             free_inode_locks(&d)
             spare_drop(&d)
             d.slot.ntx = 0
@@ -339,6 +344,25 @@ cdef int close_table(nv_ctx* c, nv_slot* s) noexcept nogil:
     return 0
 
 
+cdef int close_maps(nv_ctx* c, nv_slot* s) noexcept nogil:
+    # What a dead process had mapped. Its memory is gone, only the records are left.
+    cdef uint64_t page
+    cdef uint32_t k
+    cdef int rc = 0
+    while s.map_head and rc == 0:
+        page = s.map_head
+        for k in range(MAP_RECORDS):
+            if map_page(c, page).maps[k].ino and rc == 0:
+                rc = map_forget(c, &map_page(c, page).maps[k])
+        if rc == 0:
+            # Whoever holds stores back reads the tables under this lock.
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            s.map_head = map_page(c, page).next_off
+            lock_drop(c, &c.hdr.snapshot_lock)
+            dram_free(c, page, DRAM_PAGE)
+    return rc
+
+
 cdef int reap_slot(nv_ctx* c, uint32_t nr) noexcept nogil:
     # For a caller that holds no locks. 1: freed a dead slot; 0: it lives; NV_FROZEN: try again
     # later. The reaper closes in its own name: the dead slot holds no locks any more, and others
@@ -353,7 +377,9 @@ cdef int reap_slot(nv_ctx* c, uint32_t nr) noexcept nogil:
     lock_take(c, &c.hdr.reap_lock, RANK_REAP)
     if slot_dead(s):
         if s.state & 3 == SLOT_ACTIVE:
-            rc = close_table(c, s)
+            rc = close_maps(c, s)
+            if rc == 0:
+                rc = close_table(c, s)
             while rc == 0 and s.spare_head:
                 page = s.spare_head
                 s.spare_head = list_tail(c, page).next_page_off

@@ -17,6 +17,7 @@ from nova_mp.core.pmem cimport (fail_point, pm_persist, pm_store64, superblock_n
 from nova_mp.core.snaplist cimport list_tail
 from nova_mp.core.snaptable cimport (descriptor_bytes, descriptor_new, list_of, snap_at, snap_find,
                                      snap_id_before, table_insert, table_remove, table_room)
+from nova_mp.core.stores cimport stores_hold, stores_release
 from nova_mp.core.sync cimport (RANK_FILE, RANK_LIST, RANK_SNAPSHOT, grace_wait, lock_drop,
                                 lock_take, op_begin, op_end)
 
@@ -132,17 +133,21 @@ cdef int snap_create(nv_ctx* c, const char* name, uint32_t name_len,
     lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
     lock_take(c, &h.lock, <uint64_t>RANK_FILE + SNAPSHOT_INO)
     c.privileged = 1
-    rc = op_begin(c, OP_SNAPSHOT_CREATE)
+    # Before the epoch is read, until after it has moved: stores into mappings wait in between.
+    rc = stores_hold(c)
+    if rc == 0:
+        rc = op_begin(c, OP_SNAPSHOT_CREATE)
     if rc == 0:
         epoch_id[0] = c.epoch_id
         rc = create_locked(c, h, name, name_len)
         op_end(c)
-        if rc == 0:
-            fail_point(c, "snapshot.before_grace")
-            while grace_wait(c, epoch_id[0], GRACE_NS):
-                pass
-            c.hdr.snapshot_creates += 1
-            c.hdr.snapshot_create_ns += nv_monotonic_ns() - start
+    stores_release(c)
+    if rc == 0:
+        fail_point(c, "snapshot.before_grace")
+        while grace_wait(c, epoch_id[0], GRACE_NS):
+            pass
+        c.hdr.snapshot_creates += 1
+        c.hdr.snapshot_create_ns += nv_monotonic_ns() - start
     c.privileged = 0
     lock_drop(c, &h.lock)
     lock_drop(c, &c.hdr.snapshot_lock)

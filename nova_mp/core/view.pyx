@@ -21,16 +21,19 @@ from nova_mp import errors
 from nova_mp.core.dir cimport DT_DIR, DT_LNK, dentry_at, dentry_ino, dentry_type
 from nova_mp.core.dram cimport CELL_SNAPSHOT, NV_RETRY, nv_ctx, nv_index, nv_inode_header
 from nova_mp.core.file cimport nv_attr
+from nova_mp.core.arch cimport nv_fence_acquire, nv_load64
 from nova_mp.core.boundary cimport decode, nv_path, path_arg, raise_errno
 from nova_mp.core.boundary import parse_mode
 from nova_mp.core.handle cimport make_stat
+from nova_mp.core.mapped import map_snapshot_file
 from nova_mp.core.index cimport index_cell, index_get, index_next, index_prune, index_reserve
 from nova_mp.core.inode cimport S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, inode_lock
-from nova_mp.core.itable cimport inode_at
+from nova_mp.core.itable cimport header_of, inode_at
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
-                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_SETATTR, ENTRY_WRITE,
-                                  ENTRY_XATTR, LINE_BYTES, NAME_MAX_BYTES, ROOT_INO, nv_dentry,
-                                  nv_entry_header, nv_inode, nv_link_change_entry, nv_setattr_entry,
+                                  ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_MMAP_WRITE,
+                                  ENTRY_SETATTR, ENTRY_WRITE, ENTRY_XATTR, LINE_BYTES,
+                                  NAME_MAX_BYTES, ROOT_INO, nv_dentry, nv_entry_header, nv_inode,
+                                  nv_link_change_entry, nv_mmap_write_entry, nv_setattr_entry,
                                   nv_write_entry, nv_xattr_entry)
 from nova_mp.core.log cimport log_position
 from nova_mp.core.pmem cimport block_off
@@ -47,6 +50,7 @@ cdef class _Inode:
 
     cdef nv_attr attr
     cdef nv_index pages
+    cdef uint64_t preserved          # the header's, when `pages` was last brought up to date
     cdef dict names
 
     def __dealloc__(self):
@@ -71,10 +75,41 @@ cdef int fold_write(_Inode node, nv_write_entry* e) noexcept nogil:
         if cell[0] == 0:
             node.attr.blocks += 1
         cell[0] = e.block_nr + i
+    if e.entry_type == ENTRY_MMAP_WRITE:
+        return 0
     node.attr.size = e.size
     node.attr.mtime_ns = e.mtime_ns
     node.attr.ctime_ns = e.mtime_ns
     return 0
+
+
+cdef void fold_kept(nv_ctx* c, _Inode node, uint64_t pos, uint64_t tail,
+                    uint64_t epoch_id) noexcept nogil:
+    # Pages that were stored to in place after the snapshot: it reads their copies. The first entry
+    # that tells of a block has the snapshot's contents; later ones find another block in its place.
+    cdef nv_mmap_write_entry* e
+    cdef uint64_t i
+    cdef uint64_t* cell
+    pos = log_position(c, pos, tail)
+    while pos != tail:
+        e = <nv_mmap_write_entry*>(c.pm + pos)
+        if e.entry_type == ENTRY_MMAP_WRITE and e.epoch_id > epoch_id:
+            for i in range(e.num_pages):
+                cell = index_cell(NULL, &node.pages, e.pgoff + i)
+                if cell != NULL and cell[0] == e.block_nr + i:
+                    cell[0] = e.kept_block_nr + i
+        pos = log_position(c, pos + e.slots * LINE_BYTES, tail)
+
+
+cdef int renew(nv_ctx* c, _Inode node, uint64_t epoch_id) noexcept nogil:
+    # MAP-6: pages were preserved since `node` was built.
+    cdef nv_inode_header* h = NULL
+    cdef int rc = inode_lock(c, node.attr.ino, 0, &h)
+    if rc == 0:
+        fold_kept(c, node, inode_at(c, node.attr.ino).log_head_off, h.log_tail_off, epoch_id)
+        node.preserved = h.preserved
+        lock_drop(c, &h.lock)
+    return rc
 
 
 cdef void fold_setattr(nv_ctx* c, _Inode node, nv_setattr_entry* e) noexcept nogil:
@@ -108,7 +143,7 @@ cdef int fold(nv_ctx* c, _Inode node, uint64_t head, uint64_t tail, uint64_t epo
         e = <nv_entry_header*>(c.pm + pos)
         if e.epoch_id > epoch_id:
             break
-        if e.entry_type == ENTRY_WRITE:
+        if e.entry_type == ENTRY_WRITE or e.entry_type == ENTRY_MMAP_WRITE:
             if fold_write(node, <nv_write_entry*>e):
                 raise MemoryError
         elif e.entry_type == ENTRY_SETATTR:
@@ -121,7 +156,25 @@ cdef int fold(nv_ctx* c, _Inode node, uint64_t head, uint64_t tail, uint64_t epo
         elif e.entry_type == ENTRY_DENTRY:
             fold_dentry(node, <nv_dentry*>e)
         pos = log_position(c, pos + e.slots * LINE_BYTES, tail)
+    fold_kept(c, node, pos, tail, epoch_id)
     return 0
+
+
+cdef void copy_pages(nv_ctx* c, _Inode node, char* to, uint64_t n, uint64_t offset) noexcept nogil:
+    cdef uint64_t within, bytes, block
+    while n:
+        within = offset & (BLOCK_BYTES - 1)
+        bytes = BLOCK_BYTES - within
+        if bytes > n:
+            bytes = n
+        block = index_get(NULL, <uint64_t>-1, &node.pages, offset >> BLOCK_SHIFT)
+        if block:
+            memcpy(to, c.pm + block_off(block) + within, bytes)
+        else:
+            memset(to, 0, bytes)
+        to += bytes
+        offset += bytes
+        n -= bytes
 
 
 cdef class SnapshotCore:
@@ -197,6 +250,7 @@ cdef class SnapshotCore:
             node.attr.birth_time_ns = pi.birth_time_ns
             node.attr.generation = pi.generation
             fold(c, node, pi.log_head_off, h.log_tail_off, self.epoch_id)
+            node.preserved = h.preserved
         finally:
             lock_drop(c, &h.lock)
         if node.attr.mode & S_IFMT == S_IFDIR:
@@ -215,21 +269,18 @@ cdef class SnapshotCore:
 
     cdef void copy(self, _Inode node, char* to, uint64_t n, uint64_t offset) except *:
         cdef nv_ctx* c = self.core.ctx()
-        cdef uint64_t within, bytes, block
+        cdef nv_inode_header* h = header_of(c, node.attr.ino)
+        cdef int rc = 0
         with nogil:
-            while n:
-                within = offset & (BLOCK_BYTES - 1)
-                bytes = BLOCK_BYTES - within
-                if bytes > n:
-                    bytes = n
-                block = index_get(NULL, <uint64_t>-1, &node.pages, offset >> BLOCK_SHIFT)
-                if block:
-                    memcpy(to, c.pm + block_off(block) + within, bytes)
-                else:
-                    memset(to, 0, bytes)
-                to += bytes
-                offset += bytes
-                n -= bytes
+            while rc == 0:
+                copy_pages(c, node, to, n, offset)
+                nv_fence_acquire()
+                if nv_load64(&h.preserved) == node.preserved:
+                    break
+                rc = renew(c, node, self.epoch_id)
+        if rc:
+            raise errors.CorruptArena(f"inode {node.attr.ino} of snapshot {self.epoch_id} is gone",
+                                      "run fsck")
 
     cdef _Inode walk(self, object path, bint follow):
         cdef nv_path p
@@ -472,6 +523,38 @@ class SnapshotFile(io.RawIOBase):
         """Position of the next read, bytes."""
         self._check()
         return self._position
+
+    def mmap(self, offset=0, length=None, writable=False):
+        """Maps the file, or `length` bytes from `offset`, read-only: a `Mapping`, a buffer.
+
+        Without a copy, except of pages that the live file has mapped as well. Keeps the snapshot
+        open. OSError(EROFS) if `writable`.
+        """
+        cdef _Inode node = self._node
+        self._check()
+        if writable:
+            raise_errno(-EROFS, self.name, None)
+        return map_snapshot_file((<SnapshotCore>self._view).core, self._view, node.attr.ino, offset,
+                                 length, node.attr.size, self._pieces, self.name)
+
+    def _pieces(self, first, end):
+        """Blocks of pages first..end-1: (first block, or 0 for a hole, number of pages)."""
+        cdef _Inode node = self._node
+        cdef SnapshotCore view = self._view
+        cdef uint64_t page = first
+        cdef uint64_t block, n
+        if renew(view.core.ctx(), node, view.epoch_id):
+            raise_errno(-ENOENT, self.name, None)
+        pieces = []
+        while page < end:
+            block = index_get(NULL, <uint64_t>-1, &node.pages, page)
+            n = 1
+            while page + n < end and index_get(NULL, <uint64_t>-1, &node.pages, page + n) == (
+                    block + n if block else 0):
+                n += 1
+            pieces.append((block, n))
+            page += n
+        return pieces
 
     def stat(self):
         """Attributes as they were."""

@@ -120,7 +120,7 @@ def entry_csum(data: bytes) -> int:
     """Checksum that the whole entry in `data` should carry: volatile fields are left out."""
     kind, flags, _slots, name_len, _csum, _epoch = _HEADER.unpack_from(data)
     head = data[:4]
-    if kind == WRITE:
+    if kind in (WRITE, MMAP_WRITE):
         return crc32c(head + data[8:48])
     if kind == DENTRY:
         end = _NAME_OFF + name_len
@@ -138,8 +138,10 @@ def _blocks_in_range(entry: Entry, image: Image) -> bool:
     fields = entry.fields
     if entry.kind not in (WRITE, MMAP_WRITE) or not fields["num_pages"]:
         return True
-    if entry.kind == MMAP_WRITE and fields["block_nr"] == 0:
-        return True  # the pages were holes, or no snapshot needed what they held
+    if entry.kind == MMAP_WRITE and not image.data_range(
+        fields["kept_block_nr"], fields["num_pages"]
+    ):
+        return False
     return image.data_range(fields["block_nr"], fields["num_pages"])
 
 

@@ -147,6 +147,7 @@ class Replayer:
                     state.xattrs[entry.name] = entry.value
             elif kind == MMAP_WRITE:
                 self._mmap_write(state, entry, end)
+                highest = max(highest, entry.fields["pgoff"] + entry.fields["num_pages"] - 1)
         if deleted:
             self._bury(state, deleted)
         return state
@@ -188,17 +189,18 @@ class Replayer:
         return highest
 
     def _mmap_write(self, state: Replayed, entry: Entry, end: int) -> None:
-        """Pages are stored to in place from now on; the entry's blocks keep what they held."""
+        """Pages stay where they are, and are stored to there; the copies keep what they held."""
         fields = entry.fields
-        for index in range(fields["num_pages"] if state.pages else 0):
+        for index in range(fields["num_pages"]):
             page = fields["pgoff"] + index
+            block = fields["block_nr"] + index
             old = state.pages.get(page)
-            if old is None:
-                continue
-            if fields["block_nr"]:
-                preserved = (old >> BLOCK_BITS << BLOCK_BITS) | (fields["block_nr"] + index)
-                self._supersede(state, preserved, min(entry.epoch_id, end))
-            state.pages[page] = entry.epoch_id << BLOCK_BITS | old & BLOCK_MASK
+            if old is not None and old & BLOCK_MASK == block:
+                kept = (old >> BLOCK_BITS << BLOCK_BITS) | (fields["kept_block_nr"] + index)
+                self._supersede(state, kept, min(entry.epoch_id, end))
+            elif old is not None:
+                self._supersede(state, old, min(entry.epoch_id, end))
+            state.pages[page] = entry.epoch_id << BLOCK_BITS | block
 
     def _dentry(self, state: Replayed, entry: Entry, end: int) -> None:
         state.mtime_ns = state.ctime_ns = entry.fields["mtime_ns"]

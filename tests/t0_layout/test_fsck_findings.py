@@ -116,7 +116,13 @@ def test_stores_through_a_mapping_keep_the_old_contents() -> None:
     live = sample.write(ino, 0)
     sample.snapshot(b"before")
     preserved = sample.alloc()
-    fields = {"epoch_id": sample.epoch, "pgoff": 0, "block_nr": preserved, "num_pages": 1}
+    fields = {
+        "epoch_id": sample.epoch,
+        "pgoff": 0,
+        "block_nr": live,
+        "num_pages": 1,
+        "kept_block_nr": preserved,
+    }
     sample.append(ino, make_entry(logs.MMAP_WRITE, **fields))
     sample.finish()
     checker = Checker(image.Image(sample.data))

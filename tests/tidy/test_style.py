@@ -19,7 +19,7 @@ PRODUCT = tree.files(("nova_mp", "workers", "bench"))
 CORE = tree.files(("nova_mp/core",), tree.CYTHON)
 
 # The boundary turns Python objects into pointers and back, so its own helpers may hold the GIL.
-BOUNDARY = {"layout", "boundary", "arena", "process", "handle", "view", "admin", "fs"}
+BOUNDARY = {"layout", "boundary", "arena", "process", "handle", "view", "admin", "fs", "mapped"}
 
 
 @pytest.mark.parametrize("path", WIDE, ids=tree.relative)

@@ -1,0 +1,59 @@
+# Resolving stores into write-protected mappings: one native thread in each process that maps.
+#
+# Structure  A process keeps a private list of its mappings, and a thread with a process slot of its
+#            own that never needs the GIL. The kernel (or the SIGSEGV handler) tells it of a fault,
+#            it preserves what snapshots need of the page, makes it writable, the store goes on.
+#            A page at a time when stores are scattered, windows that double when they are in order.
+# Locks      `mutex` guards the private list, from the lookup of a fault's mapping until its pages
+#            are writable; it is let go of while stores are held back or the arena is frozen.
+# Invariants see stores.pxd (MAP-2, MAP-3) and mapping.pxd (MAP-4).
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from nova_mp.core.dram cimport nv_arena, nv_ctx, nv_map, nv_slot
+
+cdef extern from "uffd.h" nogil:
+    ctypedef unsigned long pthread_t
+    ctypedef struct pthread_mutex_t:
+        pass
+    struct nv_fault:
+        uint32_t state
+        uint32_t tid
+        uint64_t at
+    enum:
+        NV_FAULTS
+        NV_PROTECT_NONE
+        NV_PROTECT_UFFD
+        NV_PROTECT_UFFD_USER
+        NV_PROTECT_SIGNAL
+
+cdef struct nv_mapped:               # PRIVATE. One writable mapping of this process
+    uint64_t at
+    uint64_t pages
+    uint64_t ino
+    uint64_t pgoff
+    uint64_t next_page               # where a store in order comes next
+    uint64_t window                  # pages made writable by the last fault
+    uint32_t generation
+
+cdef struct nv_faults:               # PRIVATE. What a process needs to resolve its faults
+    pthread_mutex_t mutex
+    pthread_t thread
+    nv_arena* a
+    nv_slot* process
+    nv_mapped* items
+    uint64_t count
+    uint64_t room
+    uint32_t cpu
+    uint32_t ready                   # 0 starting, 1 running, 2 could not start
+    uint32_t stopping
+    int fd                           # userfaultfd, or -1
+    int stop                         # eventfd
+    int protection                   # NV_PROTECT_*
+    nv_fault posted[64]              # by the SIGSEGV handler
+
+cdef nv_faults* faults_start(nv_arena* a, nv_slot* process, bint signals, int* error) noexcept nogil
+cdef void faults_stop(nv_faults* f) noexcept nogil
+cdef void faults_forget(nv_faults* f) noexcept nogil
+cdef int faults_add(nv_ctx* c, nv_faults* f, nv_map* m, uint8_t* at, uint64_t pages) noexcept nogil
+cdef void faults_disown(nv_faults* f, uint64_t i) noexcept nogil
+cdef void faults_remove(nv_faults* f, uint64_t at) noexcept nogil

@@ -1,0 +1,173 @@
+"""Write protection of what processes have mapped, and the hold on faults meanwhile."""
+
+from libc.errno cimport EPERM, ESRCH, ETIMEDOUT
+from posix.unistd cimport close
+from nova_mp.core.arch cimport (nv_fence_full, nv_futex_wait, nv_futex_wake, nv_load32,
+                                nv_monotonic_ns, nv_pause, nv_store32, nv_xchg32)
+from nova_mp.core.dram cimport MAP_RECORDS, MAP_WRITABLE, SLOT_ACTIVE, nv_slot, slot_at
+from nova_mp.core.pmem cimport fail_point
+from nova_mp.core.sync cimport slot_dead
+
+cdef extern from "<errno.h>":
+    enum: ENOENT
+
+cdef extern from "uffd.h" nogil:
+    enum: NV_PROTECT_SIGNAL
+    int nv_uffd_protect(int fd, uint64_t at, uint64_t n_bytes, int on)
+    int nv_fd_of(uint32_t pid, int number)
+    void nv_ring(uint32_t* bell)
+
+
+cdef nv_map* map_find(nv_ctx* c, uint64_t page_off, uint64_t at) noexcept nogil:
+    # The record of the mapping at `at` in the table that begins at `page_off`; with 0 an unused
+    # record. NULL if there is none.
+    cdef nv_map_page* page
+    cdef uint32_t i
+    while page_off:
+        page = map_page(c, page_off)
+        for i in range(MAP_RECORDS):
+            if (page.maps[i].ino != 0 and page.maps[i].at == at) if at else page.maps[i].ino == 0:
+                return &page.maps[i]
+        page_off = page.next_off
+    return NULL
+
+
+# ---- faults -------------------------------------------------------------------------------------
+
+cdef bint fault_enter(nv_ctx* c) noexcept nogil:
+    # MAP-2. False while stores are held back: let go of everything, wait, try again.
+    nv_xchg32(&c.slot.faulting, 1)
+    if nv_load32(&c.hdr.hold) == 0:
+        return True
+    fault_leave(c)
+    return False
+
+
+cdef void fault_leave(nv_ctx* c) noexcept nogil:
+    nv_xchg32(&c.slot.faulting, 0)
+    if nv_load32(&c.hdr.hold):
+        nv_futex_wake(&c.slot.faulting, 1)
+
+
+cdef void hold_wait(nv_ctx* c, uint64_t ns) noexcept nogil:
+    # Until stores may go on, or `ns` passed. A holder who died is repaired.
+    cdef uint32_t holder = nv_load32(&c.hdr.hold)
+    if holder == 0:
+        return
+    nv_futex_wait(&c.hdr.hold, holder, ns)
+    if nv_load32(&c.hdr.hold) == holder and slot_dead(slot_at(c, holder - 1)):
+        c.a.repair(c, holder)
+
+
+# ---- holding back -------------------------------------------------------------------------------
+
+cdef void wait_for_faults(nv_ctx* c) noexcept nogil:
+    # A fault that is being resolved takes microseconds; its thread waits for nobody who could wait
+    # for us. That of a dead process makes nothing writable any more.
+    cdef nv_slot* s
+    cdef uint32_t i, spins
+    nv_fence_full()
+    for i in range(c.hdr.slot_high):
+        s = slot_at(c, i)
+        spins = 0
+        while nv_load32(&s.faulting):
+            spins += 1
+            if spins < 200:
+                nv_pause()
+                continue
+            nv_futex_wait(&s.faulting, 1, 1000000)
+            if slot_dead(s):
+                break
+
+
+cdef int protect_with(nv_ctx* c, nv_slot* s, int fd) noexcept nogil:
+    cdef uint64_t off = s.map_head
+    cdef nv_map* m
+    cdef uint32_t i
+    cdef int rc
+    while off:
+        for i in range(MAP_RECORDS):
+            m = &map_page(c, off).maps[i]
+            if m.ino and m.at and m.flags & MAP_WRITABLE:
+                rc = nv_uffd_protect(fd, m.at, m.bytes, 1)
+                if rc and rc != -ENOENT:
+                    return rc
+        off = map_page(c, off).next_off
+    return 0
+
+
+cdef bint maps_writable(nv_ctx* c, nv_slot* s) noexcept nogil:
+    cdef uint64_t off = s.map_head
+    cdef uint32_t i
+    while off:
+        for i in range(MAP_RECORDS):
+            if (map_page(c, off).maps[i].ino and map_page(c, off).maps[i].at
+                    and map_page(c, off).maps[i].flags & MAP_WRITABLE):
+                return True
+        off = map_page(c, off).next_off
+    return False
+
+
+cdef int protect_asking(nv_ctx* c, nv_slot* s) noexcept nogil:
+    # The process has to do it itself.
+    cdef uint64_t start = nv_monotonic_ns()
+    cdef uint32_t asked = s.protect_asked + 1
+    cdef uint32_t done
+    nv_store32(&s.protect_asked, asked)
+    nv_ring(&s.map_bell)
+    while True:
+        done = nv_load32(&s.protect_done)
+        if done == asked or slot_dead(s):
+            return 0
+        if nv_monotonic_ns() - start > PROTECT_NS:
+            return -ETIMEDOUT
+        nv_futex_wait(&s.protect_done, done, 10000000)
+
+
+cdef int protect_process(nv_ctx* c, nv_slot* s) noexcept nogil:
+    cdef int fd = s.map_fd
+    cdef int rc
+    if s.map_protection == NV_PROTECT_SIGNAL:
+        return protect_asking(c, s)
+    if s.pid == c.a.pid:
+        return protect_with(c, s, fd)
+    fd = nv_fd_of(s.pid, fd)
+    if fd < 0:
+        return 0 if fd == -ESRCH or slot_dead(s) else -EPERM
+    rc = protect_with(c, s, fd)
+    close(fd)
+    return 0 if rc == -ESRCH or slot_dead(s) else rc
+
+
+cdef int stores_hold(nv_ctx* c) noexcept nogil:
+    # Under the snapshot lock. When this returns 0, no store into any mapping succeeds until
+    # stores_release(). An error leaves nothing held back.
+    cdef nv_slot* s
+    cdef uint32_t i
+    cdef int rc = 0
+    cdef bint any_maps = False
+    for i in range(c.hdr.slot_high):
+        if slot_at(c, i).map_head and slot_at(c, i).state & 3 == SLOT_ACTIVE:
+            any_maps = True
+    if not any_maps:
+        return 0
+    nv_xchg32(&c.hdr.hold, c.id)
+    fail_point(c, "stores.held")
+    wait_for_faults(c)
+    for i in range(c.hdr.slot_high):
+        s = slot_at(c, i)
+        if s.map_head == 0 or s.state & 3 != SLOT_ACTIVE or not maps_writable(c, s):
+            continue
+        rc = protect_process(c, s)
+        if rc:
+            c.hdr.late_pid = s.pid
+            stores_release(c)
+            return rc
+        fail_point(c, "stores.protected")
+    return 0
+
+
+cdef void stores_release(nv_ctx* c) noexcept nogil:
+    if nv_load32(&c.hdr.hold) == c.id:
+        nv_xchg32(&c.hdr.hold, 0)
+        nv_futex_wake(&c.hdr.hold, 0x7FFFFFFF)
