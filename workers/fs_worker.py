@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -19,14 +20,18 @@ from nova_mp.version import __version__
 from . import process
 from .gate import Gate
 
-BATCH = 64
-"""Requests taken from the socket before the control channel is looked at again."""
+TURN_REQUESTS = 64
+"""Requests carried out before the control channel is looked at again. The socket takes turns with
+its clients, a message of each; a message holds at most codec.BATCH_MESSAGES_MAX requests."""
 
 DRAIN_S = 1.0
 """How long what has arrived may be answered after quit."""
 
-COPY_BYTES_MAX = 32 << 10
-"""Payload up to this size is copied into the socket: cheaper than to lend it."""
+_POLLIN = int(zmq.POLLIN)
+_EVENTS = int(zmq.EVENTS)
+_RCVMORE = int(zmq.RCVMORE)
+_SNDMORE = int(zmq.SNDMORE)
+_DONTWAIT = int(zmq.DONTWAIT)
 
 
 class WorkerProcess:
@@ -50,6 +55,8 @@ class WorkerProcess:
         self._arena = process.Arena(child.name, "worker", child.cpu, child.title)
         self._server = FileOpServer(self._arena.core)
         self._exit = False
+        # While a batch is carried out: its replies so far.
+        self._replies: list[Any] | None = None
         self._tick_at = time.monotonic() + TICK_S
         self._context = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
@@ -91,30 +98,68 @@ class WorkerProcess:
                 self._carry_out(self._machine.step(v.Drained()))
 
     def _receive(self, now: float) -> None:
-        for _ in range(BATCH):
+        left = TURN_REQUESTS
+        while left > 0:
             try:
-                frames = self._router.recv_multipart(zmq.DONTWAIT, copy=False)
+                peer, frames = self._take()
             except zmq.Again:
                 return
-            peer = frames[0].bytes
-            parts: list[codec.Buffer] = [frame.bytes for frame in frames[1:2]]
-            parts += [frame.buffer for frame in frames[2:]]
-            try:
-                envelope = codec.decode(parts)
-            except NovaError as error:
-                ident = codec.peek_request_id(parts)
-                self._carry_out(self._machine.step(v.Malformed(peer, ident, error)))
+            left -= self._serve(peer, frames, now)
+            # Asking costs less than the exception that an empty socket would raise.
+            if not int(self._router.get(_EVENTS)) & _POLLIN:
+                return
+
+    def _take(self) -> tuple[bytes, list[codec.Buffer]]:
+        """One message from the socket: who sent it, and its frames; zmq.Again if there is none."""
+        router = self._router
+        # A frame at a time: recv_multipart does the same with several times the work.
+        peer: bytes = router.recv(_DONTWAIT)
+        frames: list[codec.Buffer] = [router.recv(_DONTWAIT)]
+        while router.get(_RCVMORE):
+            frames.append(router.recv(_DONTWAIT, copy=False).buffer)
+        return peer, frames
+
+    def _serve(self, peer: bytes, frames: list[codec.Buffer], now: float) -> int:
+        """Carry out what is in one message; how many requests that were."""
+        machine = self._machine
+        try:
+            several = codec.decode_all(frames)
+        except NovaError as error:
+            ident = codec.peek_request_id(frames)
+            self._carry_out(machine.step(v.Malformed(peer, ident, error)))
+            return 1
+        count = len(several)
+        self._replies = [] if count > 1 else None
+        for one in several:
+            if isinstance(one, codec.Rejected):
+                self._carry_out(machine.step(v.Malformed(peer, one.request_id, one.error)))
                 continue
-            request = v.Request(peer, envelope.request_id, envelope.message, now, envelope.payload)
-            self._carry_out(self._machine.step(request))
+            message, ident, payload, oldest = one
+            keep = machine.admit(peer, ident, type(message), oldest, now)
+            if keep is None:
+                request = v.Request(peer, ident, message, now, payload, oldest)
+                self._carry_out(machine.step(request))
+                continue
+            reply, answer = self._file_op(peer, message, payload)
+            if keep or type(reply) is m.ErrorReply:
+                machine.answered(peer, ident, reply, answer, keep)
+            self._send(peer, ident, reply, answer)
+        if self._replies is not None:
+            replies, self._replies = self._replies, None
+            self._send_all(peer, replies)
+        return count
 
     def _carry_out(self, instructions: list[Any]) -> None:
         for instruction in instructions:
             kind = type(instruction)
-            if kind is v.RunFileOp:
-                self._carry_out(self._machine.step(self._file_op(instruction)))
-            elif kind is v.Send:
-                self._send(instruction)
+            if kind is v.Send:
+                peer, ident = instruction.peer, instruction.request_id
+                self._send(peer, ident, instruction.message, instruction.payload)
+            elif kind is v.RunFileOp:
+                peer, ident = instruction.peer, instruction.request_id
+                reply, answer = self._file_op(peer, instruction.message, instruction.payload)
+                done = v.Answered(peer, ident, reply, answer, instruction.keep)
+                self._carry_out(self._machine.step(done))
             elif kind is v.DropSession:
                 self._server.drop_session(instruction.peer)
             elif kind is v.Watch:
@@ -126,20 +171,37 @@ class WorkerProcess:
             elif kind is v.Exit:
                 self._exit = True
 
-    def _file_op(self, run: v.RunFileOp) -> v.Answered:
+    def _file_op(self, peer: bytes, message: Any, payload: Sequence[Any]) -> tuple[Any, Any]:
+        """The reply to a file operation, and its payload."""
         try:
-            reply, payload = self._server.handle(run.peer, run.message, run.payload)
+            return self._server.handle(peer, message, payload)
         except Exception as error:
             # Whatever it is, only the one who asked is concerned.
             if not isinstance(error, OSError | NovaError | ValueError | OverflowError):
-                self._child.log.failure(f"{type(run.message).__name__} failed", error)
-            reply, payload = m.error_reply(error), ()
-        return v.Answered(run.peer, run.request_id, reply, payload, run.keep)
+                self._child.log.failure(f"{type(message).__name__} failed", error)
+            return m.error_reply(error), ()
 
-    def _send(self, send: v.Send) -> None:
-        frames = [send.peer, *codec.encode(send.message, send.request_id, send.payload)]
-        large = len(frames) > 2 and sum(map(len, frames[2:])) > COPY_BYTES_MAX
-        self._router.send_multipart(frames, copy=not large)
+    def _send(self, peer: bytes, ident: bytes, message: Any, payload: Sequence[Any]) -> None:
+        if self._replies is not None and codec.fits_batch(payload):
+            self._replies.append((message, ident, payload))
+            return
+        router = self._router
+        frames = codec.encode(message, ident, payload)
+        router.send(peer, _SNDMORE)
+        if len(frames) == 1:
+            router.send(frames[0])
+            return
+        router.send(frames[0], _SNDMORE)
+        # Payload that has frames of its own is large, and lent to the socket.
+        for part in frames[1:-1]:
+            router.send(part, _SNDMORE, copy=False)
+        router.send(frames[-1], copy=False)
+
+    def _send_all(self, peer: bytes, replies: list[Any]) -> None:
+        """Send the replies to what came in one message, in one message."""
+        if replies:
+            self._router.send(peer, _SNDMORE)
+            self._router.send(codec.encode_batch(replies), copy=False)
 
     def close(self) -> None:
         """Close what sessions have open, and leave the arena."""

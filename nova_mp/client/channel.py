@@ -1,5 +1,7 @@
 """A channel to a worker: requests over one DEALER socket, each carried out once.
 
+Requests that are posted travel together, many in one message, and so do their replies.
+
 A request is sent once. Only when the worker answers a later Ping, and the request is still open, is
 it known to be lost (a channel is a queue in both directions), and sent again under the same id: if
 it had been carried out, and only its reply was lost, the worker repeats the reply. A worker that
@@ -20,7 +22,7 @@ from typing import Any
 import zmq
 
 from nova_mp.client.keys import Keys, unlock
-from nova_mp.errors import EngineNotRunning, ProtocolError, Timeout
+from nova_mp.errors import EngineNotRunning, NovaError, ProtocolError, Timeout
 from nova_mp.protocol import codec, fileops
 from nova_mp.protocol.messages import (
     Bye,
@@ -46,8 +48,18 @@ least as many replies, so it still has that of any request that may be sent agai
 WINDOW_BYTES = 64 << 20
 """Most payload of one channel on its way, in either direction; one request always fits."""
 
-COPY_BYTES_MAX = 32 << 10
-"""Payload frames up to this size are copied: cheaper than the bookkeeping of not copying."""
+BATCH_REQUESTS = 48
+"""Requests held back at most, to travel in one message: two messages and more fit the window, so
+the worker carries out one while the next is made and the replies to another are read."""
+
+BATCH_BYTES = 256 << 10
+"""Payload, there or back, that is held back at most."""
+
+_CONTROL = 1 << 63
+"""Sequence numbers from here on are not those of file operations, which the worker counts."""
+
+_RCVMORE = int(zmq.RCVMORE)
+_SNDMORE = int(zmq.SNDMORE)
 
 Payload = Sequence[Any]
 
@@ -66,9 +78,16 @@ def _shared_context() -> zmq.Context[Any]:
         return _context
 
 
+class Forks:
+    """How many forks lie between this process and the first; cheaper to ask for than a pid."""
+
+    count = 0
+
+
 def _after_fork() -> None:
     global _context_lock  # noqa: PLW0603 - the parent's may be held by a thread we do not have
     _context_lock = threading.Lock()
+    Forks.count += 1
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -78,43 +97,41 @@ class Exchange:
     """A request on its way, and then its reply."""
 
     __slots__ = (
+        "answer",
         "done",
         "error",
-        "frames",
-        "large",
         "message",
         "payload",
         "reply",
-        "sent",
         "sequence",
         "size",
+        "stamp",
         "times_sent",
     )
 
-    def __init__(
-        self, message: Any, frames: list[Any], sequence: int, size: int, large: bool
-    ) -> None:
+    def __init__(self, message: Any, payload: Payload, sequence: int, size: int) -> None:
         self.message = message
-        self.frames = frames
+        self.payload = payload
         self.sequence = sequence
         # Bytes of payload, there or back, that count against the window.
         self.size = size
-        # Whether the reply may have a frame that is not worth copying.
-        self.large = large
+        # When it was sent last, counted in messages of the channel.
+        self.stamp = 0
         self.times_sent = 0
-        self.sent = 0.0
         self.done = False
-        self.reply: Any = None
-        self.payload: Payload = ()
         self.error: Exception | None = None
+        self.reply: Any = None
+        self.answer: Payload = ()
 
-    def finish(self, reply: Any, payload: Payload) -> None:
-        self.reply, self.payload, self.done = reply, payload, True
-        self.frames = []
+    def finish(self, reply: Any, answer: Payload) -> None:
+        """It was answered, with this payload."""
+        self.reply, self.answer, self.payload = reply, answer, ()
+        self.done = True
 
     def fail(self, error: Exception) -> None:
-        self.error, self.done = error, True
-        self.frames = []
+        """It will not be answered."""
+        self.error, self.payload = error, ()
+        self.done = True
 
 
 class Channel:
@@ -127,14 +144,21 @@ class Channel:
         # Also the routing id: a reconnect finds the same session.
         self._client = os.urandom(16)
         self._sequence = 0
+        self._control = _CONTROL
         self._open: dict[int, Exchange] = {}
         self._bytes = 0
-        self._large = 0
+        # What is held back to travel together, and its payload.
+        self._queued: list[Exchange] = []
+        self._queued_bytes = 0
+        self._stamp = 0
+        self._stamp_seen = 0
         self._probe: Exchange | None = None
+        self._probed_at = 0.0
+        # Requests that a worker refused because it does not know us, to be sent to it again.
+        self._refused: list[Exchange] = []
         # Requests that nobody waits for any more, whose reply says what there is to close.
         self._given_up: set[int] = set()
         self._patience_ms = -1
-        self._sent = 0.0
         self.greeting: HelloReply | None = None
         self._socket = self._connect()
 
@@ -156,7 +180,9 @@ class Channel:
 
     def greet(self, deadline: float | None) -> HelloReply:
         """Open the session; the worker's identity."""
-        exchange = self.send(self._hello)
+        exchange = Exchange(self._hello, (), self._control_number(), 0)
+        self._open[exchange.sequence] = exchange
+        self._transmit([exchange])
         self.wait(exchange, deadline)
         reply = result_of(exchange)[0]
         if not isinstance(reply, HelloReply):
@@ -166,17 +192,47 @@ class Channel:
 
     def send(self, message: Any, payload: Payload = (), expect_bytes: int = 0) -> Exchange:
         """Send a request without waiting; `expect_bytes` is the size of the reply's payload."""
-        size = sum(map(len, payload)) + expect_bytes
-        self._sequence += 1
-        ident = codec.request_id(self._client, self._sequence)
-        frames = codec.encode(message, ident, payload)
-        large = expect_bytes > COPY_BYTES_MAX
-        exchange = Exchange(message, frames, self._sequence, size, large)
-        self._open[exchange.sequence] = exchange
-        self._bytes += size
-        self._large += large
-        self._transmit(exchange)
+        try:
+            exchange = self._enter(message, payload, expect_bytes)
+            self._transmit([*self._take_queued(), exchange] if self._queued else [exchange])
+        except BaseException:
+            self.start_over()
+            raise
         return exchange
+
+    def post(self, message: Any, payload: Payload = (), expect_bytes: int = 0) -> Exchange:
+        """As `send`, but the request may be held back to travel with others, until `flush`."""
+        try:
+            exchange = self._enter(message, payload, expect_bytes)
+            self._queued.append(exchange)
+            self._queued_bytes += exchange.size
+            if len(self._queued) >= BATCH_REQUESTS or self._queued_bytes >= BATCH_BYTES:
+                self._transmit(self._take_queued())
+        except BaseException:
+            self.start_over()
+            raise
+        return exchange
+
+    def flush(self) -> None:
+        """Send what is held back."""
+        if self._queued:
+            try:
+                self._transmit(self._take_queued())
+            except BaseException:
+                self.start_over()
+                raise
+
+    def _enter(self, message: Any, payload: Payload, expect_bytes: int) -> Exchange:
+        size = sum(map(len, payload)) + expect_bytes if payload else expect_bytes
+        self._sequence = sequence = self._sequence + 1
+        exchange = Exchange(message, payload, sequence, size)
+        self._open[sequence] = exchange
+        self._bytes += size
+        return exchange
+
+    def _take_queued(self) -> list[Exchange]:
+        queued, self._queued, self._queued_bytes = self._queued, [], 0
+        return queued
 
     def room(self, size: int) -> bool:
         """Whether another request with `size` bytes of payload fits the window."""
@@ -188,16 +244,30 @@ class Channel:
     def wait(self, exchange: Exchange, deadline: float | None) -> None:
         """Receive until `exchange` is done; `deadline` is of time.monotonic(), None for ever.
 
-        Raises Timeout or EngineNotRunning; the exchange is given up then.
+        Raises Timeout or EngineNotRunning; the exchange is given up then. Any other exception is
+        an interrupt (Ctrl-C); then everything on its way is given up.
         """
+        if exchange.done:
+            return
+        self.flush()
+        try:
+            error = self._wait(exchange, deadline)
+        except BaseException:
+            self.start_over()
+            raise
+        if error is not None:
+            self._give_up(exchange, error)
+            raise error
+
+    def _wait(self, exchange: Exchange, deadline: float | None) -> NovaError | None:
+        """Receive until `exchange` is done, or until the error that comes back."""
         absent_since: float | None = None
         while not exchange.done:
             patience = PROBE_SECONDS
             if deadline is not None:
                 patience = min(patience, deadline - time.monotonic())
                 if patience <= 0:
-                    self._give_up(exchange)
-                    raise Timeout(
+                    return Timeout(
                         f"no reply to {type(exchange.message).__name__} in time",
                         "see what the engine does with: nova-mp status",
                     )
@@ -210,25 +280,45 @@ class Channel:
                 continue
             absent_since = absent_since or time.monotonic()
             if time.monotonic() - absent_since > GRACE_SECONDS or self.greeting is None:
-                self._give_up(exchange)
-                raise self._gone()
+                return self._gone()
+        return None
 
     def wait_for_room(self, size: int, deadline: float | None) -> None:
         """Receive until another request with `size` bytes of payload fits the window."""
         while not self.room(size):
             self.wait(next(iter(self._open.values())), deadline)
 
-    def keep_alive(self, idle_s: float) -> None:
-        """Let the worker hear of us if nothing was sent for `idle_s` seconds."""
-        if time.monotonic() - self._sent < idle_s:
+    def keep_alive(self) -> None:
+        """Let the worker hear of us if nothing was sent since this was called before."""
+        if self._stamp != self._stamp_seen:
+            self._stamp_seen = self._stamp
             return
         # What has come meanwhile are replies to earlier pings.
         while self._receive(1):
             continue
         # A full queue means that nobody is there to hear.
         if self._socket.poll(0, zmq.POLLOUT):
-            self._sent = time.monotonic()
             self._abandon(Ping())
+            self._stamp_seen = self._stamp
+
+    def start_over(self) -> None:
+        """Give up all that is on its way, after an interrupt, and take another socket.
+
+        There may be half a message in the old one. The session stays, with what it has open.
+        """
+        for exchange in tuple(self._open.values()):
+            self._give_up(
+                exchange,
+                InterruptedError(
+                    errno.EINTR, "interrupted; look whether it was carried out before you repeat it"
+                ),
+            )
+        self._open.clear()
+        self._bytes = 0
+        self._queued, self._queued_bytes, self._refused = [], 0, []
+        self._probe = None
+        self._socket.close(linger=0)
+        self._socket = self._connect()
 
     def close(self, bye: bool) -> None:
         """Close the socket; with `bye` the worker is told that the session ends."""
@@ -236,7 +326,7 @@ class Channel:
             return
         if bye:
             try:
-                frames = codec.encode(Bye(), codec.request_id(self._client, self._sequence + 1))
+                frames = codec.encode(Bye(), self._ident(self._control_number()))
                 self._socket.send_multipart(frames, zmq.DONTWAIT)
             except zmq.Again:
                 # Nobody is there to be told. The worker ends the sessions of dead processes.
@@ -245,110 +335,142 @@ class Channel:
 
     # ---- the wire
 
-    def _transmit(self, exchange: Exchange) -> None:
+    def _ident(self, sequence: int) -> bytes:
+        return codec.request_id(self._client, sequence)
+
+    def _control_number(self) -> int:
+        self._control += 1
+        return self._control
+
+    def _transmit(self, exchanges: Sequence[Exchange]) -> None:
+        """Send requests in this order, small ones together."""
+        # Whoever waits for one thing alone need not say so.
+        oldest = next(iter(self._open)) if len(self._open) > 1 else None
+        together: list[Exchange] = []
+        for exchange in exchanges:
+            if len(exchanges) > 1 and codec.fits_batch(exchange.payload):
+                together.append(exchange)
+                if len(together) == BATCH_REQUESTS:
+                    self._transmit_batch(together, oldest)
+                    together = []
+                continue
+            if together:
+                self._transmit_batch(together, oldest)
+                together = []
+            self._transmit_one(exchange, oldest)
+        if together:
+            self._transmit_batch(together, oldest)
+
+    def _transmit_one(self, exchange: Exchange, oldest: int | None) -> None:
+        self._stamp += 1
+        exchange.stamp = self._stamp
         exchange.times_sent += 1
-        exchange.sent = self._sent = time.monotonic()
-        frames = exchange.frames
-        large = len(frames) > 1 and sum(map(len, frames[1:])) > COPY_BYTES_MAX
-        try:
-            self._socket.send_multipart(frames, copy=not large)
-        except BaseException:
-            self._start_socket_over()
-            raise
+        header, *payload = codec.encode(
+            exchange.message, self._ident(exchange.sequence), exchange.payload, oldest
+        )
+        if not payload:
+            self._socket.send(header)
+            return
+        # Payload that has frames of its own is large, and lent to the socket.
+        self._socket.send(header, _SNDMORE)
+        self._socket.send_multipart(payload, copy=False)
+
+    def _transmit_batch(self, exchanges: Sequence[Exchange], oldest: int | None) -> None:
+        self._stamp += 1
+        for exchange in exchanges:
+            exchange.stamp = self._stamp
+            exchange.times_sent += 1
+        several = [(one.message, self._ident(one.sequence), one.payload) for one in exchanges]
+        self._socket.send(codec.encode_batch(several, oldest), copy=False)
 
     def _receive(self, patience_ms: int) -> bool:
-        """Take in one reply; False if none came in time."""
+        """Take in one message; False if none came in time."""
+        socket = self._socket
         if patience_ms != self._patience_ms:
             # A limit of the socket costs less than asking a poller each time.
-            self._socket.setsockopt(zmq.RCVTIMEO, patience_ms)
+            socket.setsockopt(zmq.RCVTIMEO, patience_ms)
             self._patience_ms = patience_ms
-        as_frames = self._large > 0
         try:
-            frames: list[Any] = self._socket.recv_multipart(0, not as_frames)
+            # Replies to many requests are not copied before they are taken apart.
+            many = len(self._open) > 1
+            frames: list[Any] = [socket.recv(copy=False).buffer if many else socket.recv()]
         except zmq.Again:
             return False
-        except BaseException:
-            self._start_socket_over()
-            raise
-        if as_frames:
-            frames = [frames[0].bytes, *(frame.buffer for frame in frames[1:])]
-        self._dispatch(codec.decode(frames))
+        while socket.get(_RCVMORE):
+            frames.append(socket.recv(copy=False).buffer)
+        for one in codec.decode_all(frames):
+            if isinstance(one, codec.Rejected):
+                raise one.error
+            self._dispatch(one)
+        if self._refused:
+            refused, self._refused = self._refused, []
+            self._abandon(self._hello)
+            self._transmit(refused)
         return True
 
-    def _start_socket_over(self) -> None:
-        """After an interrupt (Ctrl-C) half a message may be in the socket: take another one.
-
-        The session stays; what was under way is waited for by nobody.
-        """
-        for exchange in tuple(self._open.values()):
-            self._give_up(exchange)
-        self._probe = None
-        self._socket.close(linger=0)
-        self._socket = self._connect()
-
     def _dispatch(self, envelope: codec.Envelope) -> None:
-        sequence = int.from_bytes(envelope.request_id[16:], "big")
-        reply = envelope.message
+        reply, ident, payload, _oldest = envelope
+        sequence = codec.sequence_of(ident)
         exchange = self._open.get(sequence)
         if exchange is None:
-            # The second reply to a request that was sent again, or one nobody waits for any more.
-            if sequence in self._given_up:
+            probe = self._probe
+            if probe is not None and sequence == probe.sequence:
+                self._probe = None
+                self._probed(probe, reply)
+            elif sequence in self._given_up:
                 self._given_up.discard(sequence)
                 self._undo(reply)
-            return
-        if exchange is self._probe:
-            self._remove(exchange)
-            exchange.finish(reply, ())
-            self._probe = None
-            self._probed(exchange.sequence, reply)
-            return
-        if session_unknown(reply):
+            # Else the second reply to a request that was sent again, or one nobody waits for.
+        elif session_unknown(reply):
             # If it was sent once, then to the worker that refused it: it was not carried out.
             self._session_lost(exchange, refused=exchange.times_sent == 1)
-            return
-        self._remove(exchange)
-        exchange.finish(reply, envelope.payload)
+        else:
+            self._remove(exchange)
+            exchange.finish(reply, payload)
 
     def _remove(self, exchange: Exchange) -> None:
-        if self._open.pop(exchange.sequence, None) is None:
-            return
-        self._bytes -= exchange.size
-        self._large -= exchange.large
+        if self._open.pop(exchange.sequence, None) is not None:
+            self._bytes -= exchange.size
 
-    def _give_up(self, exchange: Exchange) -> None:
+    def _give_up(self, exchange: Exchange, error: Exception) -> None:
         self._remove(exchange)
-        exchange.frames = []
+        exchange.fail(error)
         if isinstance(exchange.message, fileops.Open | fileops.OpenView):
             self._given_up.add(exchange.sequence)
 
     def _undo(self, reply: Any) -> None:
         """Close what was opened for somebody who had stopped waiting."""
         if isinstance(reply, fileops.Opened):
-            self._abandon(fileops.Close(reply.handle))
+            self.send(fileops.Close(reply.handle))
         elif isinstance(reply, fileops.ViewOpened):
-            self._abandon(fileops.CloseView(reply.view))
+            self.send(fileops.CloseView(reply.view))
 
     def _abandon(self, message: Any) -> None:
-        """Send a request whose reply nobody waits for."""
-        self._sequence += 1
-        ident = codec.request_id(self._client, self._sequence)
-        self._socket.send_multipart(codec.encode(message, ident))
+        """Send a request that is no file operation and whose reply nobody waits for."""
+        self._stamp += 1
+        frames = codec.encode(message, self._ident(self._control_number()))
+        self._socket.send_multipart(frames)
 
     # ---- lost requests and lost workers
 
     def _send_probe(self) -> None:
+        now = time.monotonic()
         if self._probe is None:
-            self._probe = self.send(Ping())
-        elif time.monotonic() - self._probe.sent > 4 * PROBE_SECONDS:
+            self._probe = Exchange(Ping(), (), self._control_number(), 0)
+        elif now - self._probed_at <= 4 * PROBE_SECONDS:
             # Probes get lost as requests do. A busy worker is to find a few of them, not hundreds.
-            self._transmit(self._probe)
+            return
+        stamp = self._probe.stamp
+        self._transmit_one(self._probe, None)
+        self._probed_at = now
+        # Sent again, it still says nothing of what was sent after the first time.
+        self._probe.stamp = stamp or self._probe.stamp
 
-    def _probed(self, sequence: int, reply: Any) -> None:
+    def _probed(self, probe: Exchange, reply: Any) -> None:
         """A probe was answered: whatever was sent before it and is still open was lost."""
-        lost = [exchange for exchange in self._open.values() if exchange.sequence < sequence]
+        lost = [exchange for exchange in self._open.values() if 0 < exchange.stamp < probe.stamp]
         if isinstance(reply, Pong):
-            for exchange in lost:
-                self._transmit(exchange)
+            self._transmit(lost)
             return
         for exchange in lost:
             self._session_lost(exchange, refused=False)
@@ -358,7 +480,7 @@ class Channel:
         message = exchange.message
         if isinstance(message, Hello):
             # The greeting itself was lost.
-            self._transmit(exchange)
+            self._transmit([exchange])
         elif _bound(message):
             # What the handle stood for went away with the worker that had it.
             self._remove(exchange)
@@ -372,8 +494,7 @@ class Channel:
                 )
             )
         else:
-            self._abandon(self._hello)
-            self._transmit(exchange)
+            self._refused.append(exchange)
 
     def _listening(self) -> bool:
         """Whether somebody accepts connections at the address; True if that cannot be asked."""
@@ -408,4 +529,4 @@ def result_of(exchange: Exchange) -> tuple[Any, Payload]:
         raise exchange.error
     if isinstance(exchange.reply, ErrorReply):
         raise error_of(exchange.reply)
-    return exchange.reply, exchange.payload
+    return exchange.reply, exchange.answer

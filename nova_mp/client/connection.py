@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from typing import Any
 
-from nova_mp.client.channel import Channel, Payload, result_of
+from nova_mp.client.channel import Channel, Forks, Payload, result_of
 from nova_mp.client.keys import Keys
 from nova_mp.protocol import fileops, identity
 from nova_mp.protocol.messages import Hello, HelloReply
@@ -42,7 +42,7 @@ class Connection:
         self.timeout = timeout
         self._title = title
         self._keys = keys
-        self._pid = os.getpid()
+        self._forks = Forks.count
         # Both ends of these queues are atomic: there is no lock that a fork could find held.
         self._idle: deque[Channel] = deque()
         self._forgotten: deque[int] = deque()
@@ -82,7 +82,7 @@ class Connection:
         """A channel for the caller alone, to be given back."""
         if self._closed:
             raise ValueError("operation on a closed file system")
-        if self._pid != os.getpid():
+        if self._forks != Forks.count:
             self._start_over()
         try:
             # Last in, first out: the fewest channels are used, and the warmest.
@@ -103,7 +103,7 @@ class Connection:
             return
         self._closed = True
         self._ended.set()
-        if self._pid != os.getpid():
+        if self._forks != Forks.count:
             return
         while self._idle:
             self._idle.pop().close(bye=True)
@@ -128,20 +128,20 @@ class Connection:
             self._keeper.start()
 
     def ping_idle(self) -> None:
-        """Send a Ping over each channel that nobody has used for KEEP_ALIVE_S."""
+        """Send a Ping over each channel that nobody has used since this was called before."""
         for _ in range(len(self._idle)):
             try:
                 channel = self._idle.popleft()
             except IndexError:
                 return
             try:
-                channel.keep_alive(KEEP_ALIVE_S)
+                channel.keep_alive()
             finally:
                 self.give_back(channel)
 
     def _start_over(self) -> None:
         """In a forked child: the channels are the parent's, and stay so."""
-        self._pid = os.getpid()
+        self._forks = Forks.count
         self._idle = deque()
         self._forgotten = deque()
         self._ended = threading.Event()

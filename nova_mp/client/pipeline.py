@@ -7,7 +7,8 @@
 
 Operations of one batch take effect in the order they were called in. Whoever leaves the block waits
 for all of them, and gets the first error that nobody has looked at, so a failed write cannot pass
-unnoticed; `raise_errors = False` leaves errors to the results.
+unnoticed; `raise_errors = False` leaves errors to the results. Ctrl-C gives up what has no result
+yet; it may have been carried out or not, and the file system can be used on.
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class Pipeline(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Send what was collected, without waiting for results."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Give up what has no result yet: InterruptedError is its result."""
 
     @abstractmethod
     def complete(self, result: Result) -> None:
@@ -167,8 +172,12 @@ class Pipeline(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        results, waiting = self._results, self.wait
-        waiting()
+        results = self._results
+        if error is None or isinstance(error, Exception):
+            self.wait()
+        else:
+            # Whoever pressed Ctrl-C does not want to wait for anything more.
+            self.drop()
         self._results = []
         if error is not None or not self.raise_errors:
             return
@@ -197,6 +206,9 @@ class ImmediatePipeline(Pipeline):
 
     def flush(self) -> None:
         """Nothing is ever held back."""
+
+    def drop(self) -> None:
+        """Every operation has its result."""
 
     def complete(self, result: Result) -> None:
         """Nothing is ever awaited."""

@@ -59,6 +59,12 @@ class RemoteOperations(FileSystem):
             raise renamed(error, request.names) from None
         return request.decode(reply, payload)
 
+    def read_handle(self, handle: int, n: int, offset: int) -> bytes:
+        """For files: the request that is made most, without one more object about it."""
+        _reply, payload = self._connection.call(ops.Pread(handle, n, offset), (), n)
+        data = payload[0] if payload else b""
+        return data if type(data) is bytes else bytes(data)
+
     def close_handle(self, handle: int) -> None:
         """For files: close one at the worker. One whose worker is gone is closed already."""
         try:
@@ -80,7 +86,7 @@ class RemoteOperations(FileSystem):
         return made
 
     def pipeline(self) -> Pipeline:
-        """See FileSystem.pipeline; the requests are under way as soon as they are called."""
+        """See FileSystem.pipeline; requests travel together, the first before the last is made."""
         return RemotePipeline(self)
 
     # ---- files
@@ -361,68 +367,91 @@ class RemoteSnapshotView(ReadOnlyMixin, RemoteOperations):
         return f"<RemoteSnapshotView {self.snapshot.epoch_id} of {self._fs!r}>"
 
 
+class RemoteResult(Result):
+    """The result of a request of a pipeline: made of the reply when it is asked for."""
+
+    __slots__ = ("exchange", "request")
+
+    def __init__(
+        self, pipeline: RemotePipeline, exchange: Exchange, request: requests.Request
+    ) -> None:
+        super().__init__(pipeline)
+        self.exchange = exchange
+        self.request = request
+
+    def done(self) -> bool:
+        """See Result.done."""
+        if not self._done and self.exchange.done:
+            self.settle()
+        return self._done
+
+    def settle(self) -> None:
+        """Take the value, or the error, out of the finished exchange."""
+        try:
+            reply, payload = result_of(self.exchange)
+            self.set_result(self.request.decode(reply, payload))
+        except OSError as error:
+            self.set_exception(renamed(error, self.request.names))
+        except (NovaError, ValueError, TypeError, RuntimeError) as error:
+            self.set_exception(error)
+
+
 class RemotePipeline(Pipeline):
-    """Requests sent one after the other on one channel, replies read when they are asked for."""
+    """Requests sent in batches on one channel, replies read when they are asked for."""
 
     def __init__(self, fs: RemoteOperations) -> None:
         super().__init__()
         self._fs = fs
         self._channel = fs._connection.borrow()
-        self._under_way: dict[Result, tuple[Exchange, requests.Request]] = {}
-        self._order: deque[Result] = deque()
+        # Results that are not there yet, in the order of their requests.
+        self._awaited: deque[RemoteResult] = deque()
 
     def submit(self, target: Any, operation: str, *args: Any, **kwargs: Any) -> Result:
-        result = Result(self)
-        self._results.append(result)
         try:
             maker = self._fs if target is None else target
             request: requests.Request = maker.request(operation, *args, **kwargs)
         except (OSError, ValueError, TypeError) as error:
-            result.set_exception(error)
-            return result
-        connection, channel = self._fs._connection, self._channel
-        size = sum(map(len, request.payload)) + request.expect_bytes
-        channel.wait_for_room(size, connection.deadline())
-        exchange = channel.send(request.message, request.payload, request.expect_bytes)
-        self._under_way[result] = (exchange, request)
-        self._order.append(result)
-        self._collect()
+            failed = Result(self)
+            failed.set_exception(error)
+            self._results.append(failed)
+            return failed
+        channel, payload, expect_bytes = self._channel, request.payload, request.expect_bytes
+        size = sum(map(len, payload)) + expect_bytes if payload else expect_bytes
+        if not channel.room(size):
+            channel.wait_for_room(size, self._fs._connection.deadline())
+            self._collect()
+        exchange = channel.post(request.message, payload, expect_bytes)
+        result = RemoteResult(self, exchange, request)
+        self._results.append(result)
+        self._awaited.append(result)
         return result
 
     def flush(self) -> None:
-        """Everything is sent when it is called."""
+        """See Pipeline.flush."""
+        self._channel.flush()
+
+    def drop(self) -> None:
+        """See Pipeline.drop."""
+        self._channel.start_over()
+        self._collect()
 
     def complete(self, result: Result) -> None:
-        under_way = self._under_way.get(result)
-        if under_way is None:
-            return
-        try:
-            self._channel.wait(under_way[0], self._fs._connection.deadline())
-        except (NovaError, OSError) as error:
-            del self._under_way[result]
-            result.set_exception(error)
-            return
-        self._settle(result)
+        """See Pipeline.complete."""
+        assert isinstance(result, RemoteResult)
+        if not result.exchange.done:
+            try:
+                self._channel.wait(result.exchange, self._fs._connection.deadline())
+            except (NovaError, OSError):
+                # It is the exchange's error too, and from there the result's.
+                result.settle()
+                return
+        result.settle()
 
     def _collect(self) -> None:
         """Take in what has arrived, so that its memory is not held until the end."""
-        while self._order:
-            under_way = self._under_way.get(self._order[0])
-            if under_way is not None and not under_way[0].done:
-                return
-            result = self._order.popleft()
-            if under_way is not None:
-                self._settle(result)
-
-    def _settle(self, result: Result) -> None:
-        exchange, request = self._under_way.pop(result)
-        try:
-            reply, payload = result_of(exchange)
-            result.set_result(request.decode(reply, payload))
-        except OSError as error:
-            result.set_exception(renamed(error, request.names))
-        except (NovaError, ValueError, TypeError, RuntimeError) as error:
-            result.set_exception(error)
+        awaited = self._awaited
+        while awaited and awaited[0].done():
+            awaited.popleft()
 
     def __exit__(self, *exception: Any) -> None:
         try:

@@ -88,7 +88,7 @@ class RemoteFile(io.BufferedIOBase):
         if n < 0 or offset < 0:
             raise os_error(22)
         if n <= ops.TRANSFER_BYTES_MAX:
-            return bytes(self._run(requests.pread(handle, n, offset)))
+            return self._fs.read_handle(handle, n, offset)
         pieces = []
         while n > 0:
             wanted = min(n, ops.TRANSFER_BYTES_MAX)
@@ -308,14 +308,13 @@ class RemoteFile(io.BufferedIOBase):
 
     def request(self, operation: str, *args: Any) -> requests.Request:
         """The request of one of the positional operations, for a pipeline."""
-        make: dict[str, Callable[..., requests.Request]] = {
-            "pread": self._pread_request,
-            "preadinto": self._preadinto_request,
-            "pwrite": self._pwrite_request,
-            "fsync": lambda: requests.simple(ops.Fsync(self._check_open())),
-            "stat": lambda: requests.fstat(self._check_open()),
-        }
-        return make[operation](*args)
+        return _REQUESTS[operation](self, *args)
+
+    def _fsync_request(self) -> requests.Request:
+        return requests.simple(ops.Fsync(self._check_open()))
+
+    def _stat_request(self) -> requests.Request:
+        return requests.fstat(self._check_open())
 
     def _pread_request(self, n: int, offset: int) -> requests.Request:
         handle = self._check_readable()
@@ -380,3 +379,13 @@ class RemoteFile(io.BufferedIOBase):
         if not self._writable:
             raise io.UnsupportedOperation("not writable")
         return self._handle
+
+
+_REQUESTS: dict[str, Callable[..., requests.Request]] = {
+    "pread": RemoteFile._pread_request,
+    "preadinto": RemoteFile._preadinto_request,
+    "pwrite": RemoteFile._pwrite_request,
+    "fsync": RemoteFile._fsync_request,
+    "stat": RemoteFile._stat_request,
+}
+"""What a pipeline can do with a file."""

@@ -10,7 +10,7 @@ method that decides and the states it may lead to; `step` holds the machine to i
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,7 +34,7 @@ class Transition:
     """`method` decides; afterwards the machine is in one of the states `leads_to`."""
 
     method: str
-    leads_to: frozenset[enum.Enum]
+    leads_to: tuple[enum.Enum, ...]
 
 
 def table(
@@ -46,7 +46,7 @@ def table(
     """
     made: dict[tuple[enum.Enum, type], Transition] = {}
     for (states, events), (method, leads_to) in rows.items():
-        after = frozenset(leads_to if isinstance(leads_to, tuple) else (leads_to,))
+        after = leads_to if isinstance(leads_to, tuple) else (leads_to,)
         for state in states if isinstance(states, tuple) else (states,):
             for event in events if isinstance(events, tuple) else (events,):
                 if (state, event) in made:
@@ -63,20 +63,34 @@ class Machine:
 
     def __init__(self) -> None:
         self._out: list[Any] = []
+        # The rows of the table for one state, looked up once for as long as the state stays.
+        self._rows_of: enum.Enum | None = None
+        self._rows: dict[type, tuple[Callable[[Any], None], Transition]] = {}
 
     def step(self, event: Any) -> list[Any]:
         """Take in one event; gives back the instructions to carry out, in order."""
-        transition = self.TRANSITIONS.get((self.state, type(event)))
-        if transition is None:
+        if self.state is not self._rows_of:
+            self._look_up_rows()
+        row = self._rows.get(type(event))
+        if row is None:
             raise UnexpectedEvent(f"{type(self).__name__}: {event!r} in {self.state}")
-        getattr(self, transition.method)(event)
-        require(
-            self.state in transition.leads_to,
-            f"{transition.method} led to {self.state}, not one of {transition.leads_to}",
-        )
+        decide, transition = row
+        decide(event)
+        if self.state not in transition.leads_to:
+            raise InvariantBroken(
+                f"{transition.method} led to {self.state}, not one of {transition.leads_to}"
+            )
         self.validate()
         out, self._out = self._out, []
         return out
+
+    def _look_up_rows(self) -> None:
+        self._rows = {
+            event: (getattr(self, transition.method), transition)
+            for (state, event), transition in self.TRANSITIONS.items()
+            if state is self.state
+        }
+        self._rows_of = self.state
 
     def emit(self, instruction: Any) -> None:
         """Add an instruction to what the running `step` returns."""

@@ -1,7 +1,8 @@
 """What goes into the state machines (events) and what comes out of them (instructions).
 
 Times are seconds of one monotonic clock. A `peer` is where a reply goes: the routing id that the
-process's socket gave to the sender.
+process's socket gave to the sender. Nobody changes any of them; the four that make up a file
+operation are not frozen, because making a frozen one takes three times as long.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ TICK_S = 0.2
 # ------------------------------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """A message from a client, with its payload frames."""
+    """A message from a client, with its payload frames.
+
+    `oldest` is the lowest sequence number that the client waited for when it sent this, or None
+    if it waited for nothing else.
+    """
 
     peer: bytes
     request_id: bytes
     message: Any
     now: float
     payload: Sequence[Any] = ()
+    oldest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ class Malformed:
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """What RunFileOp came to: the reply, an ErrorReply when it failed, and its payload."""
 
@@ -125,7 +131,7 @@ class Drained:
 # ------------------------------------------------------------------------------- instructions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Send a reply, with its payload frames."""
 
@@ -188,7 +194,7 @@ class AskStop:
     force: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunFileOp:
     """Hand a file operation to the file-operation server, then step with Answered.
 

@@ -1,19 +1,25 @@
 """Messages to frames and back.
 
-The first frame is a msgpack map {"t": type, "v": version, "id": request id, ...fields}; any further
-frames are raw payload, for bulk data that is not to be copied into the map. Decoding trusts
-nothing: it checks sizes, type name, version, and each field's presence and type, and raises
-ProtocolError. Strings that are not UTF-8 travel by surrogate escapes, as in `os.fsdecode`.
+The first frame is a msgpack map {"t": type, "v": version, "id": request id, ...fields}. Payload,
+bulk data that belongs to a message, follows in frames of its own, which are not copied; if it is
+small it is in the map, as "p": one frame less costs a message less than a copy of some KiB.
+
+A batch is one frame with many such maps: {"t": "batch", "v": version, "of": [map, ...]}; those have
+no version and no payload outside. "o", in a request or in a batch, is for `cluster/worker.py`.
+
+Decoding trusts nothing: it checks sizes, type name, version, and each field's presence and type,
+and raises ProtocolError. A message of a batch that does not fit harms none of the others. Strings
+that are not UTF-8 travel by surrogate escapes, as in `os.fsdecode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 
-from nova_mp.errors import ProtocolError, VersionMismatch
+from nova_mp.errors import NovaError, ProtocolError, VersionMismatch
 from nova_mp.protocol import messages
 
 HEADER_BYTES_MAX = 16 << 20
@@ -22,15 +28,36 @@ PAYLOAD_FRAMES_MAX = 1024
 REQUEST_ID_BYTES = 24
 """A client's UUID (16 bytes) and its sequence number (8 bytes, big-endian)."""
 
+INLINE_BYTES_MAX = 32 << 10
+"""Payload of a message up to this size is in the map; larger is cheaper to lend than to copy."""
+
+BATCH_MESSAGES_MAX = 128
+BATCH = "batch"
+"""The type of a frame with many messages."""
+
 Buffer = bytes | bytearray | memoryview
+_NO_ID = b""
+# One for all: packing does not give up the GIL, and making a packer costs more than most messages.
+_packer = msgpack.Packer(use_bin_type=True, unicode_errors="surrogateescape")
 
 
 class Envelope(NamedTuple):
-    """A decoded message with its request id (empty when nobody waits for it) and its payload."""
+    """A decoded message with its request id (empty when nobody waits for it) and its payload.
+
+    `oldest` is None, or the lowest sequence number that the sender waited for when it sent this.
+    """
 
     message: Any
     request_id: bytes
     payload: Sequence[Buffer]
+    oldest: int | None = None
+
+
+class Rejected(NamedTuple):
+    """A message of a batch that does not fit, its request id if that can be read, and why."""
+
+    request_id: bytes
+    error: NovaError
 
 
 def request_id(client: bytes, sequence: int) -> bytes:
@@ -43,18 +70,56 @@ def client_of(request_id: bytes) -> bytes:
     return request_id[:16]
 
 
-def encode(message: Any, request_id: bytes = b"", payload: Sequence[Buffer] = ()) -> list[Buffer]:
-    """Frames of `message`. Payload buffers are passed on, not copied."""
+def sequence_of(request_id: bytes) -> int:
+    """The sequence number in a request id."""
+    return int.from_bytes(request_id[16:], "big")
+
+
+# ------------------------------------------------------------------------------------- encoding
+
+
+def fits_batch(payload: Sequence[Buffer]) -> bool:
+    """Whether a message with this payload can be one of a batch."""
+    return not payload or sum(map(len, payload)) <= INLINE_BYTES_MAX
+
+
+def encode(
+    message: Any, request_id: bytes = b"", payload: Sequence[Buffer] = (), oldest: int | None = None
+) -> list[Buffer]:
+    """Frames of `message`. Payload that is not small is passed on, not copied."""
     registration = messages.registration(type(message))
-    fields: dict[str, Any] = {
-        "t": registration.type_name,
-        "v": messages.VERSION,
-        "id": request_id,
-    }
-    for field in registration.fields:
-        fields[field.name] = getattr(message, field.name)
-    header = msgpack.packb(fields, use_bin_type=True, unicode_errors="surrogateescape")
-    return [header, *payload]
+    fields = {"t": registration.type_name, "v": messages.VERSION, "id": request_id}
+    fields.update(zip(registration.names, registration.values_of(message), strict=True))
+    if oldest is not None:
+        fields["o"] = oldest
+    if not payload:
+        return [_packer.pack(fields)]
+    if sum(map(len, payload)) <= INLINE_BYTES_MAX:
+        fields["p"] = payload
+        return [_packer.pack(fields)]
+    return [_packer.pack(fields), *payload]
+
+
+def encode_batch(
+    several: Iterable[tuple[Any, bytes, Sequence[Buffer]]], oldest: int | None = None
+) -> Buffer:
+    """The one frame of a batch of (message, request id, small payload)."""
+    maps = []
+    for message, ident, payload in several:
+        registration = messages.registration(type(message))
+        fields = {"t": registration.type_name, "id": ident}
+        fields.update(zip(registration.names, registration.values_of(message), strict=True))
+        if payload:
+            fields["p"] = payload
+        maps.append(fields)
+    whole = {"t": BATCH, "v": messages.VERSION, "of": maps}
+    if oldest is not None:
+        whole["o"] = oldest
+    packed: bytes = _packer.pack(whole)
+    return packed
+
+
+# ------------------------------------------------------------------------------------- decoding
 
 
 def _unpack(header: Buffer) -> dict[str, Any]:
@@ -69,26 +134,86 @@ def _unpack(header: Buffer) -> dict[str, Any]:
     return fields
 
 
-def decode(frames: Sequence[Buffer]) -> Envelope:
-    """The message in `frames`; raises ProtocolError, or VersionMismatch for another version."""
+def _unpack_frames(frames: Sequence[Buffer]) -> dict[str, Any]:
+    """The map in the first frame, of our version, if all frames have sizes that are allowed."""
     if not 1 <= len(frames) <= 1 + PAYLOAD_FRAMES_MAX:
         raise ProtocolError(f"message of {len(frames)} frames")
-    header, payload = frames[0], frames[1:]
-    if len(header) > HEADER_BYTES_MAX:
-        raise ProtocolError(f"message header of {len(header)} bytes")
-    if sum(map(len, payload)) > PAYLOAD_BYTES_MAX:
+    if len(frames[0]) > HEADER_BYTES_MAX:
+        raise ProtocolError(f"message header of {len(frames[0])} bytes")
+    if len(frames) > 1 and sum(map(len, frames)) - len(frames[0]) > PAYLOAD_BYTES_MAX:
         raise ProtocolError("message payload is too large")
-    fields = _unpack(header)
+    fields = _unpack(frames[0])
     version = fields.pop("v", None)
     if version != messages.VERSION:
         raise VersionMismatch(
             f"message of protocol version {version!r:.40}, this package speaks {messages.VERSION}",
             "use the same version of nova_mp on both sides",
         )
+    return fields
+
+
+def decode(frames: Sequence[Buffer]) -> Envelope:
+    """The message in `frames`; raises ProtocolError, or VersionMismatch for another version."""
+    fields = _unpack_frames(frames)
+    oldest = _oldest(fields.pop("o", None))
+    return _envelope(fields, frames[1:], oldest)
+
+
+def decode_all(frames: Sequence[Buffer]) -> Sequence[Envelope | Rejected]:
+    """The message in `frames`, or those of the batch that it is; raises as `decode` does."""
+    fields = _unpack_frames(frames)
+    oldest = _oldest(fields.pop("o", None))
+    if fields.get("t") != BATCH:
+        return (_envelope(fields, frames[1:], oldest),)
+    several = fields.pop("of", None)
+    if type(several) is not tuple or not 1 <= len(several) <= BATCH_MESSAGES_MAX:
+        raise ProtocolError(f"a batch is of 1 to {BATCH_MESSAGES_MAX} messages")
+    if len(frames) > 1 or len(fields) > 1:
+        raise ProtocolError("a batch has nothing but messages")
+    found: list[Envelope | Rejected] = []
+    for one in several:
+        try:
+            if type(one) is not dict:
+                raise ProtocolError("message is not a map")
+            # What is refused is still looked into for its request id.
+            found.append(_envelope(one.copy(), (), oldest))
+        except ProtocolError as error:
+            found.append(Rejected(_id_in(one), error))
+    return found
+
+
+def _oldest(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise ProtocolError("bad sequence number")
+    return value
+
+
+def _envelope(fields: dict[str, Any], payload: Sequence[Buffer], oldest: int | None) -> Envelope:
+    """The message of a map, which it takes apart."""
     registration = messages.registration_by_name(fields.pop("t", None))
-    ident = fields.pop("id", b"")
+    ident = fields.pop("id", _NO_ID)
     if type(ident) is not bytes or len(ident) not in (0, REQUEST_ID_BYTES):
         raise ProtocolError("bad request id")
+    inline = fields.pop("p", None)
+    if inline is not None:
+        if payload or type(inline) is not tuple or not all(type(part) is bytes for part in inline):
+            raise ProtocolError("bad payload")
+        if len(inline) > PAYLOAD_FRAMES_MAX:
+            raise ProtocolError(f"payload of {len(inline)} parts")
+        payload = inline
+    # Most messages have all their fields, and those are numbers: two looks and no loop.
+    if registration.plain is not None and len(fields) == len(registration.names):
+        try:
+            values = registration.pick(fields)
+        except KeyError:
+            return Envelope(_checked(registration, fields), ident, payload, oldest)
+        if tuple(map(type, values)) == registration.plain:
+            return Envelope(registration.cls(*values), ident, payload, oldest)
+    return Envelope(_checked(registration, fields), ident, payload, oldest)
+
+
+def _checked(registration: messages.Registration, fields: dict[str, Any]) -> Any:
+    """The message of these fields, each looked at; raises ProtocolError."""
     values = []
     for field in registration.fields:
         value = fields.pop(field.name, field.default)
@@ -101,15 +226,19 @@ def decode(frames: Sequence[Buffer]) -> Envelope:
         values.append(value)
     if fields:
         raise ProtocolError(f"{registration.type_name}: unknown field {min(map(str, fields))!r}")
-    return Envelope(registration.cls(*values), ident, payload)
+    return registration.cls(*values)
+
+
+def _id_in(fields: Any) -> bytes:
+    ident = fields.get("id") if type(fields) is dict else None
+    return ident if type(ident) is bytes and len(ident) == REQUEST_ID_BYTES else _NO_ID
 
 
 def peek_request_id(frames: Sequence[Buffer]) -> bytes:
     """Request id of a message that may be malformed, so that its sender can be told; else b""."""
     if not frames or len(frames[0]) > HEADER_BYTES_MAX:
-        return b""
+        return _NO_ID
     try:
-        ident = _unpack(frames[0]).get("id")
+        return _id_in(_unpack(frames[0]))
     except ProtocolError:
-        return b""
-    return ident if type(ident) is bytes and len(ident) == REQUEST_ID_BYTES else b""
+        return _NO_ID

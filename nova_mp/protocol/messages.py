@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -79,11 +80,46 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A registered message: its type name on the wire, its class, its fields in order."""
+    """A registered message: its type name on the wire, its class, its fields in order.
+
+    `names` are those of the fields, `values_of` reads them from a message and `pick` from a map
+    that has them all. `plain` has the fields' types if these alone say whether values fit, else it
+    is None: then `Field.check` has to look at each.
+    """
 
     type_name: str
     cls: type
     fields: tuple[Field, ...]
+    names: tuple[str, ...]
+    values_of: Callable[[Any], tuple[Any, ...]]
+    pick: Callable[[dict[str, Any]], tuple[Any, ...]]
+    plain: tuple[type, ...] | None
+
+
+def _tuple_of(getter: Callable[..., Any], names: tuple[str, ...]) -> Callable[[Any], Any]:
+    """A getter of several things that gives a tuple for one and for none too."""
+    if not names:
+        return lambda source: ()
+    if len(names) == 1:
+        single = getter(*names)
+        return lambda source: (single(source),)
+    several: Callable[[Any], Any] = getter(*names)
+    return several
+
+
+def _registration(type_name: str, cls: type, fields: tuple[Field, ...]) -> Registration:
+    hints = typing.get_type_hints(cls)
+    names = tuple(field.name for field in fields)
+    types_of = tuple(hints[name] for name in names)
+    return Registration(
+        type_name,
+        cls,
+        fields,
+        names,
+        _tuple_of(operator.attrgetter, names),
+        _tuple_of(operator.itemgetter, names),
+        types_of if all(kind in (int, bool) for kind in types_of) else None,
+    )
 
 
 MISSING = dataclasses.MISSING
@@ -106,8 +142,7 @@ def message(type_name: str) -> Callable[[type[T]], type[T]]:
             raise TypeError(f"two messages are called {type_name!r}")
         if clash := {"t", "v", "id"} & {field.name for field in found}:
             raise TypeError(f"message {type_name!r} may not have a field {clash.pop()!r}")
-        registration = Registration(type_name, made, found)
-        _by_name[type_name] = _by_class[made] = registration
+        _by_name[type_name] = _by_class[made] = _registration(type_name, made, found)
         return made
 
     return register

@@ -115,15 +115,16 @@ class WorkerThread(threading.Thread):
             while not self._stop_asked.is_set():
                 if router.poll(20):
                     peer, *frames = router.recv_multipart()
-                    self._serve(router, peer, codec.decode(frames))
+                    for envelope in codec.decode_all(frames):
+                        assert isinstance(envelope, codec.Envelope)
+                        self._serve(router, peer, envelope)
         self.server.close()
 
     def _serve(self, router: Any, peer: bytes, envelope: codec.Envelope) -> None:
         if self.fault("request", envelope.message):
             return
-        request = v.Request(
-            peer, envelope.request_id, envelope.message, time.monotonic(), envelope.payload
-        )
+        message, ident, payload, oldest = envelope
+        request = v.Request(peer, ident, message, time.monotonic(), payload, oldest)
         todo = list(self._machine.step(request))
         while todo:
             instruction = todo.pop(0)

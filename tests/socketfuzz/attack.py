@@ -18,6 +18,7 @@ from socketfuzz.mutate import Mutator
 
 BATCH = 500
 ANSWER_S = 20.0
+SESSION_MESSAGES = 10
 PATHS = (b"/fuzz/a", b"/fuzz/b", b"/fuzz")
 
 
@@ -43,31 +44,41 @@ class Requests:
 
     def __init__(self, socket: Any, seed: int) -> None:
         self._socket = socket
+        # What is open belongs to a session of its own: those of the attack come and go.
+        self._holder = socket.context.socket(zmq.DEALER)
+        self._holder.setsockopt(zmq.LINGER, 0)
+        self._holder.connect(socket.get_string(zmq.LAST_ENDPOINT))
         self._client = os.urandom(16)
         self._number = 0
         self.replies = 0
-        reply = self.ask(m.Hello(nova_mp.__version__))
+        reply = self.ask(m.Hello(nova_mp.__version__), self._holder)
         assert isinstance(reply, m.HelloReply)
-        flags = os.O_RDWR | os.O_CREAT
-        opened = self.ask(fileops.Open(b"/fuzz/a", flags, 0o600, 0)) if reply.cpu >= 0 else None
+        self._worker = reply.cpu >= 0
+        opening = fileops.Open(b"/fuzz/a", os.O_RDWR | os.O_CREAT, 0o600, 0)
+        opened = self.ask(opening, self._holder) if self._worker else None
         handle = opened.handle if isinstance(opened, fileops.Opened) else 1
         self._mutator = Mutator(seed, handle, PATHS)
 
-    def ask(self, message: Any) -> Any:
+    def close(self) -> None:
+        """Close what is this object's own."""
+        self._holder.close()
+
+    def ask(self, message: Any, socket: Any = None) -> Any:
         """The reply to a proper request, whatever comes in between; fails if none comes."""
+        socket = socket or self._socket
         self._number += 1
         ident = codec.request_id(self._client, self._number)
         deadline = time.monotonic() + ANSWER_S
         while time.monotonic() < deadline:
             # An oversized frame ends the connection, and what was under way with it.
-            self._socket.send_multipart(codec.encode(message, ident))
+            socket.send_multipart(codec.encode(message, ident))
             again = time.monotonic() + 1.0
-            while self._socket.poll(max(0, int((again - time.monotonic()) * 1000))):
+            while socket.poll(max(0, int((again - time.monotonic()) * 1000))):
                 self.replies += 1
-                frames = self._socket.recv_multipart()
-                envelope = codec.decode(frames)
-                if envelope.request_id == ident:
-                    return envelope.message
+                for one in codec.decode_all(socket.recv_multipart()):
+                    assert isinstance(one, codec.Envelope)
+                    if one.request_id == ident:
+                        return one.message
         raise AssertionError(f"no answer to {type(message).__name__} for {ANSWER_S} s")
 
     def _drain(self) -> None:
@@ -81,6 +92,10 @@ class Requests:
     def send(self, count: int) -> None:
         """Send `count` mutated messages, and then ask whether somebody is still there."""
         for number in range(count):
+            if self._worker and number % SESSION_MESSAGES == 0:
+                # A mutated sequence number makes a worker take what follows for old.
+                self._socket.send_multipart(codec.encode(m.Bye()))
+                self._socket.send_multipart(codec.encode(m.Hello(nova_mp.__version__)))
             self._socket.send_multipart(self._mutator.message())
             if number % 20 == 0:
                 self._drain()

@@ -84,13 +84,13 @@ class Mutator:
 
     def _changed(self, by_field: bool) -> Frames:
         chance = self._random
-        fields, payload = chance.choice(self._seeds)
-        fields = dict(fields)
-        self._number += 1
-        fields["id"] = codec.request_id(self._client, self._number)
+        fields, payload = self._request()
         if by_field:
             for _ in range(chance.choice((1, 1, 2, 3))):
                 self._change_field(fields)
+        if chance.random() < 0.2:
+            fields = self._batch(fields, payload)
+            payload = []
         try:
             header = msgpack.packb(fields, use_bin_type=True, unicode_errors="surrogateescape")
         except (OverflowError, ValueError):
@@ -102,6 +102,28 @@ class Mutator:
         if chance.random() < 0.1:
             self._change_frames(frames)
         return frames
+
+    def _request(self) -> tuple[dict[str, Any], Frames]:
+        fields, payload = self._random.choice(self._seeds)
+        self._number += 1
+        return {**fields, "id": codec.request_id(self._client, self._number)}, payload
+
+    def _batch(self, fields: dict[str, Any], payload: Frames) -> dict[str, Any]:
+        """A batch of this request and of others, which are proper ones."""
+        chance = self._random
+        maps: list[Any] = [{**fields, "p": payload} if payload else fields]
+        for _ in range(chance.choice((0, 1, 3, 8))):
+            other, parts = self._request()
+            maps.append({**other, "p": parts} if parts else other)
+        for one in maps:
+            one.pop("v", None)
+        chance.shuffle(maps)
+        whole: dict[str, Any] = {"t": codec.BATCH, "v": m.VERSION, "of": maps}
+        if chance.random() < 0.5:
+            whole["o"] = self._number - chance.randrange(len(maps) + 1)
+        if chance.random() < 0.2:
+            self._change_field(whole)
+        return whole
 
     def _change_field(self, fields: dict[str, Any]) -> None:
         chance = self._random
@@ -161,9 +183,13 @@ class Mutator:
     def harmless(self, frames: Frames) -> bool:
         """Whether a message does no harm by being valid; few of those that make things pass."""
         try:
-            message = codec.decode(frames).message
+            found = codec.decode_all(frames)
         except NovaError:
             return True
+        good = [one.message for one in found if isinstance(one, codec.Envelope)]
+        return all(map(self._does_no_harm, good))
+
+    def _does_no_harm(self, message: Any) -> bool:
         if isinstance(message, m.Stop | m.Freeze | fileops.Fallocate | fileops.Rename):
             return False
         if isinstance(message, m.SnapshotCreate | m.SnapshotDelete):

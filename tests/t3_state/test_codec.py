@@ -55,6 +55,61 @@ def test_every_message_survives_the_wire(registration: messages.Registration) ->
     assert [bytes(frame) for frame in envelope.payload] == [b"payload", b"more"]
 
 
+def test_small_payload_is_in_the_map_and_large_is_lent() -> None:
+    small, large = b"x" * codec.INLINE_BYTES_MAX, bytearray(codec.INLINE_BYTES_MAX + 1)
+    assert len(codec.encode(messages.Done(), ID, [small])) == 1
+    frames = codec.encode(messages.Done(), ID, [large])
+    assert frames[1] is large
+    assert codec.fits_batch([small])
+    assert not codec.fits_batch([large])
+
+
+def test_a_batch_survives_the_wire() -> None:
+    several = [
+        (fileops.Pwrite(1, 2), codec.request_id(b"c" * 16, 1), (b"abc", memoryview(b"d"))),
+        (fileops.Stat(b"/x"), codec.request_id(b"c" * 16, 2), ()),
+    ]
+    found = codec.decode_all([codec.encode_batch(several, 1)])
+    for one, (message, ident, payload) in zip(found, several, strict=True):
+        assert isinstance(one, codec.Envelope)
+        assert (one.message, one.request_id, one.oldest) == (message, ident, 1)
+        assert [bytes(part) for part in one.payload] == [bytes(part) for part in payload]
+    alone = codec.encode(fileops.Stat(b"/x"), ID, (), 5)
+    assert codec.decode_all(alone) == (codec.Envelope(fileops.Stat(b"/x"), ID, [], 5),)
+
+
+def batch(*maps: Any, **more: Any) -> list[bytes]:
+    whole = {"t": "batch", "v": messages.VERSION, "of": maps, **more}
+    return [msgpack.packb(whole, use_bin_type=True)]
+
+
+def test_a_bad_message_harms_no_other_of_its_batch() -> None:
+    good = {"t": "ping", "id": ID}
+    bad = [5, {"t": "pong", "id": ID}, {"t": "ping", "id": b"?"}, {"t": "batch", "of": [good]}]
+    first, *refused, last = codec.decode_all(batch(good, *bad, good))
+    assert first == last == codec.Envelope(messages.Ping(), ID, ())
+    assert [one.request_id for one in refused if isinstance(one, codec.Rejected)] == [
+        b"", ID, b"", b""
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        batch(),
+        batch(*[{"t": "ping"}] * (codec.BATCH_MESSAGES_MAX + 1)),
+        batch({"t": "ping"}, more=1),
+        batch({"t": "ping"}, o=-1),
+        [*batch({"t": "ping"}), b"payload"],
+    ],
+)
+def test_bad_batches_are_refused(frames: list[bytes]) -> None:
+    with pytest.raises(errors.ProtocolError):
+        codec.decode_all(frames)
+    with pytest.raises(errors.ProtocolError):
+        codec.decode(frames)
+
+
 def test_messages_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         messages.Pong("one").engine_id = "two"
@@ -81,6 +136,10 @@ def packed(**fields: Any) -> list[bytes]:
         (packed(t="snapshot-delete", epoch_id=1, timeout_s=float("nan")), "'timeout_s'"),
         (packed(t="snapshot-create", name="x" * 70_000), "'name'"),
         (packed(t="ping", id=b"short"), "request id"),
+        (packed(t="ping", o="1"), "sequence number"),
+        (packed(t="ping", p=b"x"), "bad payload"),
+        (packed(t="ping", p=[1]), "bad payload"),
+        ([*packed(t="ping", p=[b"x"]), b"y"], "bad payload"),
         ([*packed(t="ping"), *[b""] * (codec.PAYLOAD_FRAMES_MAX + 1)], "frames"),
         ([b"\x91" * 5000], "not msgpack"),
     ],

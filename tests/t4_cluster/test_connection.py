@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import socket as unix
 import tempfile
 import threading
@@ -127,6 +128,54 @@ def test_pipelines_survive_losses_in_order(fs: RemoteFileSystem, worker: WorkerT
                 batch.pwrite(file, b"%02d" % number, number * 2)
         assert file.pread(100, 0) == b"".join(b"%02d" % number for number in range(50))
     assert worker.ran.count("Pwrite") == 50
+
+
+def test_a_lost_request_does_not_let_later_ones_pass(
+    fs: RemoteFileSystem, worker: WorkerThread
+) -> None:
+    """Writes to one place, and reads between them, see each other in the order of the calls."""
+    with fs.open("/f", "w+b") as file:
+        for kind, way in ((ops.Pwrite, "request"), (ops.Pread, "request"), (ops.Pread, "reply")):
+            worker.ran.clear()
+            worker.fault = Losing(way, kind)
+            with fs.pipeline() as batch:
+                read = []
+                for number in range(30):
+                    batch.pwrite(file, b"%02d" % number, 0)
+                    read.append(batch.pread(file, 2, 0))
+                    if number == 10:
+                        batch.flush()
+            assert [result.result() for result in read] == [b"%02d" % n for n in range(30)]
+            assert worker.ran.count("Pwrite") == 30
+
+
+def test_ctrl_c_in_a_pipeline_leaves_the_file_system_usable(
+    fs: RemoteFileSystem, worker: WorkerThread
+) -> None:
+    hold, main = threading.Event(), threading.get_ident()
+
+    def interrupt(way: str, message: Any) -> bool:
+        if way == "request" and isinstance(message, ops.Fsync) and not hold.is_set():
+            hold.set()
+            signal.pthread_kill(main, signal.SIGINT)
+            return True
+        return False
+
+    with fs.open("/f", "w+b") as file:
+        worker.fault = interrupt
+        results: list[Any] = []
+        with pytest.raises(KeyboardInterrupt), fs.pipeline() as batch:
+            results += [batch.pwrite(file, b"x", number) for number in range(100)]
+            results.append(batch.fsync(file))
+            results[-1].result()
+        assert hold.is_set()
+        assert results[0].result() == 1
+        assert isinstance(results[-1].exception(), InterruptedError)
+        # The same channel, at once, and nothing of what was given up comes in between.
+        with fs.pipeline() as batch:
+            again = [batch.pwrite(file, b"y", number) for number in range(100)]
+        assert [result.result() for result in again] == [1] * 100
+        assert file.pread(100, 0) == b"y" * 100
 
 
 def test_a_restarted_worker(

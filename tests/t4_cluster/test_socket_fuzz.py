@@ -90,6 +90,8 @@ def test_mutated_messages(engine: nova_mp.Engine, place: str) -> None:
                     subscriptions(address, SEED + at, BATCH)
                 if at == WARM_UP:
                     sizes = {title: resident_bytes(pid) for title, pid in before.items()}
+            if attack is not None:
+                attack.close()
         other.popen.stdin.close()  # type: ignore[union-attr]
         assert int(other.hear()) > 0
         assert other.end() == 0
