@@ -8,7 +8,8 @@ READY  := $(VENV)/.ready
 DEBUG  := build/debug
 
 # Tests that need the core alone; the debug build runs them again with bounds checks and assertions.
-CORE_TESTS := $(wildcard tests/t0_layout tests/t1_core tests/t2_crash)
+CORE_TESTS := $(wildcard tests/t0_layout tests/t1_core tests/t2_crash \
+  tests/t4_cluster/test_snapshot_consistency.py)
 PYTEST_ARGS ?=
 
 export NOVA_MP_JOBS := $(JOBS)

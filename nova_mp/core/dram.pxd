@@ -389,6 +389,7 @@ cdef struct nv_arena:                # PRIVATE. One process's mapping of an aren
     nv_trace* trace
     char* failpoint                  # armed failpoint (debug builds), NULL if none
     int64_t failpoint_count
+    uint32_t without                 # WITHOUT_*: protections that are off (debug builds)
     uint32_t process_slot
     uint32_t pid
 
@@ -418,6 +419,8 @@ cdef struct nv_ctx:                  # PRIVATE. One thread's way into an arena
 cdef enum:
     NV_RETRY = -100000               # contended and nowait: do it again without the GIL
     NV_FROZEN = -100001              # frozen: let go of everything, wait, do it again
+    WITHOUT_GRACE = 1                # grace periods end at once
+    WITHOUT_SECOND_LOOK = 2          # operations do not read the epoch again (SYNC-2)
     MEDIA_DRAM = 0
     MEDIA_PMEM = 1                   # emulated
     MEDIA_REAL = 2                   # write back cache lines for real
