@@ -30,7 +30,7 @@ cdef class Process:
     cdef nv_ctx* new_ctx(self) except NULL
     cdef void take_process_slot(self) except *
     cdef uint64_t* cell(self, uint32_t nr) noexcept nogil
-    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell) except -1
+    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell, bint inherited) except -1
     cdef void release_snapshot(self, nv_ctx* c, uint32_t nr) except *
     cdef void add_cell_page(self, nv_ctx* c) except *
     cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF

@@ -17,7 +17,7 @@ from nova_mp import errors
 from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport nv_store32, nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
-from nova_mp.core.boundary import DEBUG_BUILD, ROLES
+from nova_mp.core.boundary import DEBUG_BUILD, ROLES, WITHOUT
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
                                 NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE,
                                 STATE_READY, dram_off, nv_dram_header, nv_slot, nv_snapshot,
@@ -167,6 +167,10 @@ cdef class Process:
         name, _, nth = point.partition(":")
         if name and DEBUG_BUILD and (not role or ROLES.get(role) == self.role_nr):
             self.arm_failpoint(name, int(nth or 1))
+        without = os.environ.get("NOVA_MP_WITHOUT", "")
+        if without and DEBUG_BUILD:
+            # Only to show that a test notices: snapshots are not what they promise to be then.
+            self.arena.without = WITHOUT[without]
 
     def arm_failpoint(self, str name, int nth=1, slot=None):
         """Debug builds: this process kills itself at the nth passage of a failpoint from now on.
@@ -295,10 +299,14 @@ cdef class Process:
         self.free_cells = []
         for i in range(n * OPEN_CELLS):
             node.ino, node.generation = self.inherited.get(i, (0, 0))
-            if node.ino & <uint64_t>CELL_SNAPSHOT:
-                self.hold_snapshot(c, i, node.ino)
-            elif node.ino == 0 or handle_open(c, node, self.cell(i)):
+            # What the parent has let go of since may be gone. Then the cell stays empty, and its
+            # object's, until that is closed.
+            if node.ino == 0:
                 self.free_cells.append(i)
+            elif node.ino & <uint64_t>CELL_SNAPSHOT:
+                self.hold_snapshot(c, i, node.ino, True)
+            else:
+                handle_open(c, node, self.cell(i))
         self._inherit_mappings()
 
     def close(self):
@@ -409,7 +417,7 @@ cdef class Process:
         cdef uint64_t* cell = self.cell(nr)
         cdef int rc
         c.nowait = 1
-        rc = handle_close(c, cell)
+        rc = handle_close(c, cell) if cell[0] else 0
         c.nowait = 0
         while self.again(c, rc):
             with nogil:
@@ -486,18 +494,20 @@ cdef class Process:
         for mapping in list(self.mappings):
             mapping._after_fork()
 
-    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell) except -1:
-        """Holds a snapshot open in a cell; False if there is no such snapshot."""
+    cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell,
+                           bint inherited) except -1:
+        """Holds a snapshot open in a cell; False if there is no such snapshot, or only till those
+        close it that have it open: nobody but their children joins them."""
         cdef nv_snapshot* s
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
             s = snap_find(c, cell & ~<uint64_t>CELL_SNAPSHOT)
+            if s != NULL and s.deferred and not inherited:
+                s = NULL
             if s != NULL:
                 self.cell(nr)[0] = cell
                 s.opens += 1
             lock_drop(c, &c.hdr.snapshot_lock)
-        if s == NULL:
-            self.free_cells.append(nr)
         return s != NULL
 
     cdef void release_snapshot(self, nv_ctx* c, uint32_t nr) except *:

@@ -26,7 +26,7 @@ from nova_mp.core.pmem cimport block_off, pm_word
 from nova_mp.core.reclaim cimport gc_continue
 from nova_mp.core.snaplist cimport list_repair, list_tail, spare_drop
 from nova_mp.core.snapshot cimport snap_create_finish, snap_delete_finish
-from nova_mp.core.snaptable cimport snap_at, snap_find, table_repair
+from nova_mp.core.snaptable cimport descriptor_bytes, snap_at, snap_find, table_repair
 from nova_mp.core.stores cimport map_page, stores_release
 from nova_mp.core.sync cimport (RANK_JOURNAL, RANK_REAP, RANK_SNAPSHOT, ctx_init, lock_drop,
                                 lock_drop_all, lock_take, repair_lock_drop, repair_lock_take,
@@ -138,12 +138,16 @@ cdef void repair_create(nv_ctx* d) noexcept nogil:
 cdef void repair_snapshot(nv_ctx* d) noexcept nogil:
     cdef nv_slot* s = d.slot
     cdef nv_snapshot* snapshot
+    cdef uint64_t descriptor
     if s.op == OP_SNAPSHOT_CREATE:
         if committed(d):
             snap_create_finish(d)
         elif s.arg:
-            # Too little is known to free the descriptor; a mount gives its memory back.
+            # What is still pending goes once nothing refers to it: dpend_repair().
+            descriptor = s.arg
             s.arg = 0
+            if descriptor != s.dpend_off:
+                dram_free(d, descriptor, descriptor_bytes(d))
         s.ntx = 0
     elif s.op == OP_SNAPSHOT_DELETE and s.arg:
         snapshot = <nv_snapshot*>(d.dram + s.arg)

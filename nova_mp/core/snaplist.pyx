@@ -3,12 +3,13 @@
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
 from nova_mp.core.alloc cimport blocks_free_announced, dpend_done, dram_alloc, dram_free
-from nova_mp.core.arch cimport nv_check, nv_fence_release
+from nova_mp.core.arch cimport (nv_check, nv_fence_acquire, nv_fence_release, nv_load32,
+                                nv_load64)
 from nova_mp.core.dram cimport (CNT_LIST_APPENDS, DRAM_PAGE, OP_SNAPSHOT_DELETE, REBUILD_RESTORED,
                                 count, cpu_at, dram_off, nv_cpu, nv_slot, slot_at)
 from nova_mp.core.layout cimport LIST_ENTRIES, MAGIC_LIST_PAGE, SS_FILE_WRITE, SS_INODE
 from nova_mp.core.pmem cimport fail_point
-from nova_mp.core.snaptable cimport list_of, snap_at, snap_id_after, snap_needed_by
+from nova_mp.core.snaptable cimport list_of, snap_find, snap_id_after, snap_needed_by
 from nova_mp.core.sync cimport RANK_LIST, lock_drop, lock_take
 
 
@@ -212,6 +213,50 @@ cdef bint queued(nv_ctx* c, uint64_t page, uint64_t wanted) noexcept nogil:
     return page != 0
 
 
+cdef nv_snapshot* being_deleted(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
+    # The snapshot that is out of the table while its list of this CPU is not in the queue; NULL if
+    # there is none. It cannot go on before the CPU's snap_lock is free.
+    cdef nv_slot* s
+    cdef nv_snapshot* deleted
+    cdef nv_list_head* list
+    cdef uint64_t off
+    cdef uint32_t i
+    for i in range(c.hdr.slot_high):
+        s = slot_at(c, i)
+        off = nv_load64(&s.arg)
+        if s.op != OP_SNAPSHOT_DELETE or off == 0:
+            continue
+        deleted = <nv_snapshot*>(c.dram + off)
+        list = list_of(deleted, cpu_nr)
+        # A list that is there, of a deletion that has not ended: so the descriptor is no other's.
+        if (nv_load64(&list.head_off) and nv_load64(&s.arg) == off
+                and snap_find(c, deleted.epoch_id) == NULL
+                and not queued(c, cpu_at(c, cpu_nr).clean_head, list.head_off)):
+            return deleted
+    return NULL
+
+
+cdef void recount_lists(nv_ctx* c, uint32_t cpu_nr, uint64_t* held, uint64_t* pages) noexcept nogil:
+    # All lists of one CPU, under its snap_lock. Others may change the table meanwhile; then it is
+    # done again, because a snapshot that is taken out would be counted twice, or not at all.
+    cdef nv_snapshot* s
+    cdef uint32_t seq
+    while True:
+        seq = nv_load32(&c.hdr.snap_seq)
+        held[0] = 0
+        pages[0] = 0
+        s = snap_needed_by(c, 0, <uint64_t>-1)
+        while s != NULL:
+            recount_list(c, list_of(s, cpu_nr), snap_id_after(c, s.epoch_id), held, pages)
+            s = snap_needed_by(c, s.epoch_id + 1, <uint64_t>-1)
+        s = being_deleted(c, cpu_nr)
+        if s != NULL:
+            recount_list(c, list_of(s, cpu_nr), 0, held, pages)
+        nv_fence_acquire()
+        if nv_load32(&c.hdr.snap_seq) == seq and seq & 1 == 0:
+            return
+
+
 cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     # The context acts as the dead owner of the CPU's snap_lock. Everything but the pages' links and
     # entries is computed again; an append that was under way is finished or not begun.
@@ -219,21 +264,10 @@ cdef void list_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
     cdef nv_cpu* cpu = cpu_at(c, cpu_nr)
     cdef nv_list_head* list
     cdef nv_list_head queue
-    cdef nv_snapshot* deleted
     cdef nv_list_entry* last
     cdef uint64_t page, held = 0, pages = 0, spares = 0
-    cdef uint32_t i
     spare_repair(c)
-    for i in range(c.hdr.snap_count):
-        if snap_at(c, i) != NULL and not snap_at(c, i).deleted:
-            recount_list(c, list_of(snap_at(c, i), cpu_nr),
-                         snap_id_after(c, snap_at(c, i).epoch_id), &held, &pages)
-    for i in range(c.hdr.slot_high):
-        # A snapshot that is being deleted is out of the table, and its list not in the queue yet.
-        if slot_at(c, i).op == OP_SNAPSHOT_DELETE and slot_at(c, i).arg:
-            deleted = <nv_snapshot*>(c.dram + slot_at(c, i).arg)
-            if deleted.deleted and not queued(c, cpu.clean_head, list_of(deleted, cpu_nr).head_off):
-                recount_list(c, list_of(deleted, cpu_nr), 0, &held, &pages)
+    recount_lists(c, cpu_nr, &held, &pages)
     memset(&queue, 0, sizeof(queue))
     queue.head_off = cpu.clean_head
     recount_list(c, &queue, 0, &held, &pages)

@@ -192,7 +192,8 @@ cdef class SnapshotCore:
         self.core = core
         self.inodes = {}
         self.cell = core.cell_new(c)
-        if not core.hold_snapshot(c, self.cell, epoch_id | <uint64_t>CELL_SNAPSHOT):
+        if not core.hold_snapshot(c, self.cell, epoch_id | <uint64_t>CELL_SNAPSHOT, False):
+            core.free_cells.append(self.cell)
             raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}", "list the snapshots there are")
         self.epoch_id = epoch_id
         self.is_open = True
@@ -221,8 +222,9 @@ cdef class SnapshotCore:
 
     @property
     def closed(self):
-        """True once closed, or once the file system is."""
-        return not self.is_open or self.core.closed
+        """True once closed, or once the file system is; in a forked child also if its parent had
+        closed it, and it was deleted, before the child could take it over."""
+        return not self.is_open or self.core.closed or self.core.cell(self.cell)[0] == 0
 
     # -- inodes
 

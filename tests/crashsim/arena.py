@@ -154,9 +154,11 @@ def _shown(status: Any, dtype: int) -> tuple[Any, ...]:
 
 
 def everything(fs: Any) -> dict[int, Any]:
-    """Contents of the live file system (as 0) and of every snapshot, by its id."""
+    """Contents of the live file system (as 0) and of every snapshot that is to stay, by its id."""
     found: dict[int, Any] = {0: contents(fs)}
     for info in fs.snapshot_table():
+        if info["deferred"]:
+            continue
         with fs.snapshot_open(info["epoch_id"]) as view:
             found[info["epoch_id"]] = (info["name"], info["create_time_ns"], contents(view))
     return found

@@ -18,7 +18,7 @@ from model.twin import Twin
 
 TORTURE = os.environ.get("NOVA_MP_TORTURE", "0") not in ("", "0")
 SEED = int(os.environ.get("NOVA_MP_SEED", "1"))
-AUDIT_EVERY = 10
+SETTLE_EVERY = 10
 
 numbers = st.integers(0, 63)
 sizes = st.one_of(st.sampled_from(SIZES), st.integers(0, 70_000))
@@ -56,8 +56,8 @@ class FileSystemMachine(RuleBasedStateMachine):
 
     @invariant()
     def blocks_add_up(self) -> None:
-        if self.twin is not None and self.steps % AUDIT_EVERY == 0:
-            self.twin.audit()
+        if self.twin is not None:
+            self.twin.audit(settle=self.steps % SETTLE_EVERY == 0)
 
     # -- names
 

@@ -189,3 +189,22 @@ def test_death_of_the_repairer(point: str, name: str, capfd: Any) -> None:
         copy.close()
     arena.close()
     print(f"repairing after {point} passes {died}")
+
+
+def test_a_create_that_died_leaves_no_memory_taken() -> None:
+    """With so many CPUs a snapshot's descriptor is a whole page, so that it can be counted."""
+
+    def create() -> None:
+        fs = arena.attach("coordinator")
+        fs.arm_failpoint("log.before_commit")
+        fs.snapshot_create(None)
+
+    arena = SharedArena(cpus=16)
+    with arena.attach("supervisor") as fs:
+        fs.snapshot_create(None)
+        used = fs.stats()["dram"]["bytes_used"]
+        assert wait(fork(create), SECONDS) == -signal.SIGKILL
+        fs.reap()
+        assert len(fs.snapshot_table()) == 1
+        assert fs.stats()["dram"]["bytes_used"] == used
+    arena.close()
