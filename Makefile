@@ -66,7 +66,11 @@ crash: debug ## every crash test, with the power cut at each persist
 	NOVA_MP_DEBUG=1 PYTHONPATH=$(abspath $(DEBUG)) NOVA_MP_EXHAUSTIVE=1 \
 	  $(VENV)/bin/pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS) tests/t2_crash
 
-torture: build debug ## kill a loaded engine's processes: at every failpoint, and 1,000 times at random
+MODELS := tests/t1_core/test_model.py tests/t2_crash/test_snapshot_restart.py
+
+torture: build debug ## 2,000 examples against the model; an engine's processes killed, 1,000 and more
+	NOVA_MP_TORTURE=1 $(if $(SEED),NOVA_MP_SEED=$(SEED)) $(VENV)/bin/pytest -q -n $(JOBS) \
+	  -o faulthandler_timeout=3600 $(PYTEST_ARGS) $(MODELS)
 	NOVA_MP_DEBUG=1 $(PY) tests/torture.py failpoints $(if $(SEED),--seed $(SEED))
 	$(PY) tests/torture.py kills $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 

@@ -23,6 +23,8 @@ def command(seed: int, jobs: int) -> tuple[dict[str, str], list[str]]:
     """What one round runs: additions to the environment, and the command line."""
     levels = [f"tests/{level}" for level in LEVELS if (ROOT / "tests" / level).is_dir()]
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-n", str(jobs), "--dist", "loadfile"]
+    # Thousands of examples are one test: that it takes long does not mean that it hangs.
+    pytest += ["-o", "faulthandler_timeout=3600"]
     environment = {"NOVA_MP_SEED": str(seed), "NOVA_MP_TORTURE": "1"}
     return environment, [*pytest, f"--hypothesis-seed={seed}", *levels]
 

@@ -3,12 +3,13 @@
 A seeded history leaves some snapshots. The arena is then unmounted in order or loses power, and is
 mounted with as many CPUs or with others: the table, the blocks that it accounts for, and all that
 every snapshot shows must be equal each time. On the way, every deletion must free exactly what was
-foretold, for one snapshot and for several.
+foretold, for one snapshot and for several. NOVA_MP_TORTURE=1 and NOVA_MP_SEED do more, and others.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import random
 from typing import Any
 
@@ -18,6 +19,8 @@ from crashsim.arena import MIB, Arena, arena, differences, everything
 from nova_mp.tools.fsck import check, format_report
 from nova_mp.tools.image import BLOCK_BYTES, LIST_TAIL, Image, K
 
+TORTURE = os.environ.get("NOVA_MP_TORTURE", "0") not in ("", "0")
+SEED = int(os.environ.get("NOVA_MP_SEED", "1"))
 SIZE = 16 * MIB
 STEPS = 350
 LIST_TAIL_OFF = K["LOG_TAIL_OFF"]
@@ -118,8 +121,9 @@ def assert_same(got: dict[Any, Any], wanted: dict[Any, Any], how: str) -> None:
     assert not differences(got, wanted), (how, differences(got, wanted)[:10])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_clean_restart_and_crash_give_the_same_lists(seed: int) -> None:
+@pytest.mark.parametrize("run", range(100 if TORTURE else 4))
+def test_clean_restart_and_crash_give_the_same_lists(run: int) -> None:
+    seed = SEED * 10_000 + run
     opened = Arena(SIZE, cpus=2)
     try:
         history = History(opened, seed)
