@@ -68,11 +68,13 @@ crash: debug ## every crash test, with the power cut at each persist
 
 MODELS := tests/t1_core/test_model.py tests/t2_crash/test_snapshot_restart.py
 
-torture: build debug ## 2,000 examples against the model; an engine's processes killed, 1,000 and more
+torture: build debug ## 2,000 examples against the model; 1,000 kills and more; crowds; mutated messages
 	NOVA_MP_TORTURE=1 $(if $(SEED),NOVA_MP_SEED=$(SEED)) $(VENV)/bin/pytest -q -n $(JOBS) \
 	  -o faulthandler_timeout=3600 $(PYTEST_ARGS) $(MODELS)
 	NOVA_MP_DEBUG=1 $(PY) tests/torture.py failpoints $(if $(SEED),--seed $(SEED))
 	$(PY) tests/torture.py kills $(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
+	NOVA_MP_FULL=1 $(if $(SEED),NOVA_MP_SEED=$(SEED)) $(VENV)/bin/pytest -q -s \
+	  -o faulthandler_timeout=0 tests/t4_cluster/test_crowd.py tests/t4_cluster/test_socket_fuzz.py
 
 soak: build ## the tests again and again with new random seeds, until one fails or MINUTES pass
 	$(PY) tests/soak.py --minutes $(or $(MINUTES),10) --jobs $(JOBS)

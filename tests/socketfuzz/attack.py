@@ -57,7 +57,8 @@ class Requests:
         opening = fileops.Open(b"/fuzz/a", os.O_RDWR | os.O_CREAT, 0o600, 0)
         opened = self.ask(opening, self._holder) if self._worker else None
         handle = opened.handle if isinstance(opened, fileops.Opened) else 1
-        self._mutator = Mutator(seed, handle, PATHS)
+        # A coordinator listens to those only who have said hello.
+        self._mutator = Mutator(seed, handle, PATHS, self._client)
 
     def close(self) -> None:
         """Close what is this object's own."""

@@ -66,13 +66,15 @@ def _sensible(field: m.Field, handle: int, path: bytes) -> Any:
 
 
 class Mutator:
-    """An endless stream of messages, the same for the same seed."""
+    """An endless stream of messages, the same for the same seed, of one client."""
 
-    def __init__(self, seed: int, handle: int, paths: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, seed: int, handle: int, paths: tuple[bytes, ...], client: bytes = b"f" * 16
+    ) -> None:
         self._random = random.Random(seed)
         self._seeds = seeds(handle, paths)
-        self._client = self._random.randbytes(16)
-        self._number = 0
+        self._client = client
+        self._number = 1 << 32
 
     def message(self) -> Frames:
         """The next message; it may even be valid."""

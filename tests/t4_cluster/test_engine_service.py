@@ -23,6 +23,7 @@ from t4_cluster.cluster_help import attached, eventually, kill, processes
 import nova_mp
 from nova_mp import config
 from nova_mp.client.control import ControlClient
+from nova_mp.cluster import log
 from nova_mp.protocol import codec
 from nova_mp.protocol import messages as m
 
@@ -372,3 +373,31 @@ def test_whoever_waits_for_a_dead_engine_hears_of_it_at_once(arena_prefix: str) 
             timer.join()
     finally:
         nova_mp.destroy(name, force=True)
+
+
+def test_the_log_has_levels_and_a_limit(
+    engine: nova_mp.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config.runtime_path(engine.name) / "engine.log"
+
+    def lines(event: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return [line for line in found if line["event"] == event]
+
+    monkeypatch.setattr(log, "LINES_MAX", 3)
+    monkeypatch.setattr(log, "LINES_WINDOW_S", 1e9)
+    many = log.EngineLog(engine.name, "test")
+    many.debug("unimportant")
+    for number in range(10):
+        many.info("many", number=number)
+    many._window_ends = 0.0
+    many.error("last")
+    many.close()
+    assert not lines("unimportant")
+    assert [line["number"] for line in lines("many")] == [0, 1, 2]
+    assert lines("last")[0]["lines_left_out"] == 7
+    monkeypatch.setenv("NOVA_MP_LOG_LEVEL", "debug")
+    talkative = log.EngineLog(engine.name, "test")
+    talkative.debug("unimportant")
+    talkative.close()
+    assert len(lines("unimportant")) == 1

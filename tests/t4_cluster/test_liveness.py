@@ -171,10 +171,10 @@ def test_an_idle_client_keeps_its_files_open(
     monkeypatch.setattr("nova_mp.protocol.identity.host", lambda: "another machine")
     monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.1)
     with nova_mp.connect(engine.name, cpu=0) as fs, fs.open("/idle", "wb") as file:
-        sent = [channel._sequence for channel in tuple(fs._connection._idle)]
+        sent = [channel._stamp for channel in tuple(fs._connection._idle)]
         eventually(
             "it pings",
-            lambda: any(c._sequence > max(sent) + 2 for c in tuple(fs._connection._idle)),
+            lambda: any(c._stamp > max(sent) + 2 for c in tuple(fs._connection._idle)),
         )
         file.write(b"still open")
         assert fs.read_bytes("/idle") == b"still open"

@@ -1,6 +1,6 @@
 """Mutated messages to every socket that listens: nobody dies, hangs or grows, and nobody minds.
 
-NOVA_MP_TORTURE makes it a million messages for each socket; NOVA_MP_SEED replays a run.
+NOVA_MP_FULL makes it a million messages for each socket; NOVA_MP_SEED replays a run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import nova_mp
 from nova_mp import config
 from nova_mp.tools import fsck
 
-LONG = bool(os.environ.get("NOVA_MP_TORTURE"))
-COUNT = 1_000_000 if LONG else 20_000
+FULL = bool(os.environ.get("NOVA_MP_FULL"))
+COUNT = 1_000_000 if FULL else 20_000
 WARM_UP = COUNT // 5
 GROWTH_BYTES_MAX = 32 << 20
 SEED = int(os.environ.get("NOVA_MP_SEED") or random.SystemRandom().randrange(1 << 31))
@@ -104,7 +104,7 @@ def test_mutated_messages(engine: nova_mp.Engine, place: str) -> None:
 def test_connections_that_do_not_speak_our_language(engine: nova_mp.Engine) -> None:
     before = processes(engine.name)
     for address in places(engine).values():
-        raw_bytes(address, SEED, 2000 if LONG else 200)
+        raw_bytes(address, SEED, 2000 if FULL else 200)
     with nova_mp.connect(engine.name) as fs:
         assert isinstance(fs.listdir("/"), list)
         assert fs.snapshots.create() is not None

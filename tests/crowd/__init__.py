@@ -1,0 +1,1 @@
+"""Many remote clients that come and go, some of them by force."""
