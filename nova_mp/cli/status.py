@@ -136,6 +136,8 @@ def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
     stats = arena.get("stats")
     if stats:
         pairs += _counts(stats, style)
+    if mapped := _mapped(arena):
+        pairs.append(("mapped files", mapped))
     lines = facts(pairs)
     if "processes" in arena and style.header:
         lines.append("")
@@ -205,6 +207,15 @@ def _not_stopped(arena: dict[str, Any]) -> str:
     return "; ".join(
         f"pid {slot['pid']} ({slot['title'] or slot['role']}) in {slot['op']}"
         for slot in arena["not_stopped"]
+    )
+
+
+def _mapped(arena: dict[str, Any]) -> str:
+    """Who has files mapped, and how their stores are kept apart from snapshots."""
+    return "; ".join(
+        f"{slot['mappings']} by pid {slot['pid']} ({slot['protection'] or 'read-only'})"
+        for slot in arena.get("slots", ())
+        if slot.get("mappings")
     )
 
 

@@ -17,6 +17,7 @@ from nova_mp.core.boundary import COUNTERS, MEDIA, OPERATIONS, ROLES
 from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, MAP_RECORDS, NV_FROZEN, OP_COUNT, SLOT_ACTIVE,
                                 SLOT_FREE, cpu_at, nv_cpu, nv_ctx, nv_dram_header, nv_slot,
                                 nv_snapshot, nv_trace, slot_at)
+from nova_mp.core.faults cimport protection_of
 from nova_mp.core.layout cimport BLOCK_BYTES, DATA_NR
 from nova_mp.core.reclaim cimport clean_backlog, clean_done_blocks, clean_lists, gc_all
 from nova_mp.core.repair cimport reap_slot
@@ -193,6 +194,16 @@ cdef class Admin(Process):
         c.hdr.gate_futex += 1
         with nogil:
             nv_futex_wake(&c.hdr.gate_futex, 0x7FFFFFFF)
+
+    @property
+    def mmap_protection(self):
+        """How snapshots and this process's stores into mapped files are kept apart.
+
+        "userfaultfd"; "userfaultfd (user)" or "mprotect" where the kernel does not permit that:
+        then a system call that stores into a mapping, such as readinto() of a socket, can fail with
+        EFAULT, and with "mprotect" a suspended process that has files mapped makes snapshots fail.
+        """
+        return PROTECTION[protection_of(self.faults)]
 
     # -- processes
 

@@ -51,6 +51,7 @@ cdef struct nv_faults:               # PRIVATE. What a process needs to resolve 
     int protection                   # NV_PROTECT_*
     nv_fault posted[64]              # by the SIGSEGV handler
 
+cdef int protection_of(nv_faults* f) noexcept nogil
 cdef nv_faults* faults_start(nv_arena* a, nv_slot* process, bint signals, int* error) noexcept nogil
 cdef void faults_stop(nv_faults* f) noexcept nogil
 cdef void faults_forget(nv_faults* f) noexcept nogil

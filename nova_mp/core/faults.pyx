@@ -206,6 +206,19 @@ cdef int choose(nv_faults* f, bint signals) noexcept nogil:
     return nv_segv_install()
 
 
+cdef int protection_of(nv_faults* f) noexcept nogil:
+    # How a process protects, or, before it mapped anything (NULL), how it would.
+    cdef int mode = NV_PROTECT_SIGNAL
+    cdef int fd
+    if f != NULL:
+        return f.protection
+    fd = nv_uffd_open(&mode)
+    if fd < 0:
+        return NV_PROTECT_SIGNAL
+    close(fd)
+    return mode
+
+
 cdef nv_faults* faults_start(nv_arena* a, nv_slot* process, bint signals,
                              int* error) noexcept nogil:
     # NULL with `error` set: -ENOMEM, -EAGAIN, or 0 if all process slots are taken.

@@ -20,7 +20,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx, nv_map, nv_map_page
 
 cdef enum:
-    PROTECT_NS = 2000000000          # a process that protects for itself gets this long
+    PROTECT_NS = 2000000000          # then a process that is late makes the snapshot fail
 
 cdef int stores_hold(nv_ctx* c) noexcept nogil
 cdef void stores_release(nv_ctx* c) noexcept nogil

@@ -11,6 +11,9 @@ from nova_mp.core.sync cimport slot_dead
 cdef extern from "<errno.h>":
     enum: ENOENT
 
+cdef enum:
+    HOLD_NS = 50000000               # longest that stores are held back for a process that is late
+
 cdef extern from "uffd.h" nogil:
     enum: NV_PROTECT_SIGNAL
     int nv_uffd_protect(int fd, uint64_t at, uint64_t n_bytes, int on)
@@ -61,9 +64,11 @@ cdef void hold_wait(nv_ctx* c, uint64_t ns) noexcept nogil:
 
 # ---- holding back -------------------------------------------------------------------------------
 
-cdef void wait_for_faults(nv_ctx* c) noexcept nogil:
-    # A fault that is being resolved takes microseconds; its thread waits for nobody who could wait
-    # for us. That of a dead process makes nothing writable any more.
+cdef nv_slot* busy_resolver(nv_ctx* c, uint64_t ns) noexcept nogil:
+    # Waits until no fault is being resolved: NULL, or whose it was when `ns` had passed. That takes
+    # microseconds, and its thread waits for nobody who could wait for us; but it may be suspended.
+    # That of a dead process makes nothing writable any more.
+    cdef uint64_t start = nv_monotonic_ns()
     cdef nv_slot* s
     cdef uint32_t i, spins
     nv_fence_full()
@@ -78,6 +83,9 @@ cdef void wait_for_faults(nv_ctx* c) noexcept nogil:
             nv_futex_wait(&s.faulting, 1, 1000000)
             if slot_dead(s):
                 break
+            if nv_monotonic_ns() - start > ns:
+                return s
+    return NULL
 
 
 cdef int protect_with(nv_ctx* c, nv_slot* s, int fd) noexcept nogil:
@@ -119,7 +127,7 @@ cdef int protect_asking(nv_ctx* c, nv_slot* s) noexcept nogil:
         done = nv_load32(&s.protect_done)
         if done == asked or slot_dead(s):
             return 0
-        if nv_monotonic_ns() - start > PROTECT_NS:
+        if nv_monotonic_ns() - start > HOLD_NS:
             return -ETIMEDOUT
         nv_futex_wait(&s.protect_done, done, 10000000)
 
@@ -139,21 +147,10 @@ cdef int protect_process(nv_ctx* c, nv_slot* s) noexcept nogil:
     return 0 if rc == -ESRCH or slot_dead(s) else rc
 
 
-cdef int stores_hold(nv_ctx* c) noexcept nogil:
-    # Under the snapshot lock. When this returns 0, no store into any mapping succeeds until
-    # stores_release(). An error leaves nothing held back.
+cdef int protect_all(nv_ctx* c) noexcept nogil:
     cdef nv_slot* s
     cdef uint32_t i
-    cdef int rc = 0
-    cdef bint any_maps = False
-    for i in range(c.hdr.slot_high):
-        if slot_at(c, i).map_head and slot_at(c, i).state & 3 == SLOT_ACTIVE:
-            any_maps = True
-    if not any_maps:
-        return 0
-    nv_xchg32(&c.hdr.hold, c.id)
-    fail_point(c, "stores.held")
-    wait_for_faults(c)
+    cdef int rc
     for i in range(c.hdr.slot_high):
         s = slot_at(c, i)
         if s.map_head == 0 or s.state & 3 != SLOT_ACTIVE or not maps_writable(c, s):
@@ -161,10 +158,46 @@ cdef int stores_hold(nv_ctx* c) noexcept nogil:
         rc = protect_process(c, s)
         if rc:
             c.hdr.late_pid = s.pid
-            stores_release(c)
             return rc
         fail_point(c, "stores.protected")
     return 0
+
+
+cdef int hold_once(nv_ctx* c) noexcept nogil:
+    cdef nv_slot* late
+    nv_xchg32(&c.hdr.hold, c.id)
+    fail_point(c, "stores.held")
+    late = busy_resolver(c, HOLD_NS)
+    if late == NULL:
+        return protect_all(c)
+    c.hdr.late_pid = late.pid
+    return -ETIMEDOUT
+
+
+cdef bint any_maps(nv_ctx* c) noexcept nogil:
+    cdef uint32_t i
+    for i in range(c.hdr.slot_high):
+        if slot_at(c, i).map_head and slot_at(c, i).state & 3 == SLOT_ACTIVE:
+            return True
+    return False
+
+
+cdef int stores_hold(nv_ctx* c) noexcept nogil:
+    # Under the snapshot lock. When this returns 0, no store into any mapping succeeds until
+    # stores_release(). An error leaves nothing held back. While a process that must do its part is
+    # suspended, others' stores are held back for moments only, with as much time in between.
+    cdef uint64_t start = nv_monotonic_ns()
+    cdef int rc = 0
+    if not any_maps(c):
+        return 0
+    while True:
+        rc = hold_once(c)
+        if rc == 0:
+            return 0
+        stores_release(c)
+        if rc != -ETIMEDOUT or nv_monotonic_ns() - start > PROTECT_NS:
+            return rc
+        nv_futex_wait(&c.hdr.hold, 0, HOLD_NS)
 
 
 cdef void stores_release(nv_ctx* c) noexcept nogil:
