@@ -138,7 +138,7 @@ static inline uint64_t nv_uffd_next(int fd, uint32_t *tid)
     return 0;
 }
 
-/* A descriptor of another process, by number; or -errno. */
+/* A descriptor of another process, by number, through pidfd_open and pidfd_getfd; or -errno. */
 static inline int nv_fd_of(uint32_t pid, int number)
 {
     int process = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0), fd, error;
