@@ -6,7 +6,7 @@ from nova_mp.core.alloc cimport (blocks_alloc_run, blocks_free, blocks_free_anno
                                  dram_alloc, pend_done)
 from nova_mp.core.arch cimport (nv_check, nv_crc32c, nv_ctz64, nv_fence_release, nv_popcount64,
                                 nv_store64)
-from nova_mp.core.dram cimport cpu_at, dram_off, nv_cpu, nv_slot, nv_table
+from nova_mp.core.dram cimport CNT_STEALS, count, cpu_at, dram_off, nv_cpu, nv_slot, nv_table
 from nova_mp.core.index cimport index_cell, index_reserve
 from nova_mp.core.layout cimport (BLOCK_BYTES, BLOCK_SHIFT, CHUNK_BLOCKS, FIRST_FREE_INO,
                                   INODE_FREE, MAGIC_CHUNK, MAX_CHUNKS, nv_chunk_header)
@@ -78,7 +78,8 @@ cdef int chunk_add(nv_ctx* c, uint32_t table) noexcept nogil:
     return 0
 
 
-cdef int find_slot(nv_ctx* c, uint32_t table, uint64_t* ino) noexcept nogil:
+cdef int find_slot(nv_ctx* c, uint32_t table, bint grow, uint64_t* ino) noexcept nogil:
+    # A free slot of one table, which gets another chunk if it has none and may grow.
     cdef nv_table* t = table_at(c, table)
     cdef nv_chunk* d
     cdef uint32_t k
@@ -94,7 +95,7 @@ cdef int find_slot(nv_ctx* c, uint32_t table, uint64_t* ino) noexcept nogil:
                               | <uint64_t>(i * 64 + nv_ctz64(~d.bitmap[i])))
                     return 0
         t.free_hint = t.num_chunks
-        if chunk_add(c, table):
+        if not grow or chunk_add(c, table):
             return -ENOSPC
 
 
@@ -106,24 +107,24 @@ cdef uint64_t inodes_used(nv_ctx* c) noexcept nogil:
     return n
 
 
-cdef int slot_alloc(nv_ctx* c, uint64_t* ino) noexcept nogil:
-    # The CPU's own table; when that finds no room for a chunk, the other tables of the CPU.
-    cdef nv_cpu* cpu = cpu_at(c, c.cpu)
+cdef int slot_take_from(nv_ctx* c, uint32_t cpu_nr, uint64_t* ino) noexcept nogil:
+    # A slot of a CPU's first table; when that finds no room for a chunk, of its other tables. Those
+    # of another CPU do not grow for us.
+    cdef nv_cpu* cpu = cpu_at(c, cpu_nr)
     cdef nv_chunk* d
-    cdef uint32_t table = c.cpu
+    cdef uint32_t table = cpu_nr
     cdef uint64_t bit
     cdef int rc
+    cdef bint grow = cpu_nr == c.cpu
     cdef int nowait = c.nowait
-    if c.hdr.inode_limit and inodes_used(c) >= c.hdr.inode_limit:
-        return -ENOSPC
     c.nowait = 0
     lock_take(c, &cpu.inode_lock, RANK_INODES)
     c.nowait = nowait
-    rc = find_slot(c, table, ino)
+    rc = find_slot(c, table, grow, ino)
     while rc and table + c.hdr.cpus < MAX_CPUS:
         table += c.hdr.cpus
         if table_at(c, table).num_chunks:
-            rc = find_slot(c, table, ino)
+            rc = find_slot(c, table, grow, ino)
     if rc == 0:
         d = <nv_chunk*>(c.dram + chunk_off_of(c, ino[0]))
         bit = ino[0] & (CHUNK_SLOTS - 1)
@@ -132,6 +133,22 @@ cdef int slot_alloc(nv_ctx* c, uint64_t* ino) noexcept nogil:
         d.bitmap[bit >> 6] |= <uint64_t>1 << (bit & 63)
         cpu.inodes_used += 1
     lock_drop(c, &cpu.inode_lock)
+    return rc
+
+
+cdef int slot_alloc(nv_ctx* c, uint64_t* ino) noexcept nogil:
+    # The CPU's own; when there is no room for a chunk any more, one that another CPU has left.
+    cdef uint32_t i
+    cdef int rc
+    if c.hdr.inode_limit and inodes_used(c) >= c.hdr.inode_limit:
+        return -ENOSPC
+    rc = slot_take_from(c, c.cpu, ino)
+    for i in range(1, c.hdr.cpus):
+        if rc == 0:
+            break
+        rc = slot_take_from(c, (c.cpu + i) % c.hdr.cpus, ino)
+        if rc == 0:
+            count(c, CNT_STEALS, 1)
     return rc
 
 
