@@ -120,8 +120,10 @@ class Failpoints:
         siege = self._siege
         pid = siege.pids[0]
         with siege.attached() as fs:
+            slot_of(fs, pid)
             kill_all(siege.children())
-            arm(fs, pid, siege.rng.choice(failpoints()), nth)
+            # Who repairs a death at some point mostly comes by that point as well.
+            arm(fs, pid, point, nth)
             if not dies(pid, PASSES_S):
                 fs.disarm_failpoint()
                 with suppress(ProcessLookupError):
@@ -138,8 +140,17 @@ class Failpoints:
 
 def arm(fs: Any, pid: int, point: str, nth: int) -> None:
     """Let a process die at a failpoint."""
-    rows = [row for row in fs.slots() if row["pid"] == pid and not row["thread"]]
-    fs.arm_failpoint(point, nth, rows[0]["slot"])
+    fs.arm_failpoint(point, nth, slot_of(fs, pid))
+
+
+def slot_of(fs: Any, pid: int) -> int:
+    """The process slot of a process, which may be about to attach."""
+
+    def found() -> list[int]:
+        rows = [row for row in fs.slots() if row["pid"] == pid and not row["thread"]]
+        return [row["slot"] for row in rows]
+
+    return int(until(f"process {pid} is attached", found)[0])
 
 
 def start_dies(siege: Siege, point: str) -> bool:

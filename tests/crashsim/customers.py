@@ -25,6 +25,7 @@ from crashsim.load import (
     Model,
     Op,
     choose,
+    clock_ns,
     expect,
     files,
     perform,
@@ -62,14 +63,14 @@ def work(
         op = choose(rng, number, model)
         after = expect(model, op)
         board.rest(record)
-        start = time.monotonic_ns()
+        start = clock_ns()
         try:
             perform(fs, op)
         except (nova_mp.NovaError, OSError):
             if kind == ATTACHED:
                 raise
             fs, found = _look(fs, name, cpu, number, board)
-            start = time.monotonic_ns()
+            start = clock_ns()
             after = _settle(found, model, op, after)
             if after is model:
                 board.undone(record)
@@ -107,14 +108,14 @@ def keep(name: str, seed: int, number: int, board: Board) -> None:
     fs = reach(name, ATTACHED, 0, board)
     while True:
         board.rest(record)
-        start = time.monotonic_ns()
+        start = clock_ns()
         try:
             _keep_once(fs, rng, board.snapshots)
         except (nova_mp.NovaError, OSError):
             # The coordinator, or all of the engine, died; what became of it is seen in the table.
             fs.close()
             fs = reach(name, ATTACHED, 0, board)
-            start = time.monotonic_ns()
+            start = clock_ns()
         board.called(record, start, 100)
         time.sleep(rng.uniform(0.0, 0.01))
 

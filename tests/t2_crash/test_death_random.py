@@ -32,6 +32,7 @@ from crashsim.load import (
     Board,
     Books,
     choose,
+    clock_ns,
     expect,
     files,
     perform,
@@ -60,7 +61,7 @@ def work(run: Run, number: int, seed: int) -> None:
     while True:
         op = choose(rng, number, model, run.alone)
         board.rest(record)
-        start = time.monotonic_ns()
+        start = clock_ns()
         perform(fs, op)
         board.called(record, start, KINDS.index(op[0]))
         model = expect(model, op)
@@ -77,7 +78,7 @@ def keep(run: Run, seed: int) -> None:
         board.rest(record)
         what = rng.choice(("create", "delete", "reclaim", "reclaim", "open", "gc"))
         held = [k for k in range(IDS) if ids[2 * k + 1] == LIVE]
-        start = time.monotonic_ns()
+        start = clock_ns()
         if what == "create" and len(held) < 5:
             free = next(k for k in range(IDS) if ids[2 * k + 1] == 0)
             ids[2 * free] = fs.snapshot_create(None)
