@@ -19,6 +19,7 @@ loadgen        a load job from start to result: clients, snapshots, repeats, pee
 timing         fair timed loops: interleaved, prebound, without the garbage collector
 micro          one attached process against the same calls of the operating system
 scenarios      memory use and crash mounts, measured on arenas of their own
+crowd          many workers and many processes on few cores
 oracle         what a snapshot may hold, given what each client did and when
 democlient     one client of the demo: imports, rewrites, records all it does
 demoplan       what the demo imports on this machine, and how much fits

@@ -228,10 +228,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load_job(path: str | Path) -> Job:
-    """Read a load job. Raises JobError with the place of the first thing that does not fit."""
+def load_job(path: str | Path, besides: tuple[str, ...] = ()) -> Job:
+    """Read a load job. Raises JobError with the place of the first thing that does not fit.
+
+    ``besides`` names tables of the file that are for others to read.
+    """
     where = Path(path)
-    tables = read_tables(where)
+    tables = {key: value for key, value in read_tables(where).items() if key not in besides}
     top = Table(tables, where.name)
     job = Job(
         name=top.take("name", str, where.stem),

@@ -12,9 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import micro
+from . import crowd, micro
 from .histogram import CURVE
-from .snapview import sheets
+from .snapview import Sheet, sheets
 from .svg import Axis, Bar, Line, bars, lines
 from .units import show_bytes, show_ns, show_rate
 
@@ -55,7 +55,7 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 
 def render(result: dict[str, Any]) -> str:
     """The whole page."""
-    bodies = {"micro": _micro, "load": _load, "snapshots": _snapshots}
+    bodies = {"micro": _micro, "load": _load, "snapshots": _snapshots, "crowd": _crowd}
     kind = result["kind"]
     if kind not in bodies:
         raise ValueError(f"no page for results of kind {kind!r}")
@@ -217,14 +217,23 @@ def _micro_scenarios(result: dict[str, Any], peer: str) -> list[str]:
 # ------------------------------------------------------------------------------ snapshots
 
 
-def _snapshots(result: dict[str, Any]) -> list[str]:
+def _sheets(found: Iterable[Sheet]) -> list[str]:
     parts: list[str] = []
-    for sheet in sheets(result):
+    for sheet in found:
         parts += [f"<h2>{escape(sheet.title)}</h2>", f'<p class="note">{escape(sheet.note)}</p>']
         parts.append(table(sheet.head, (
             [(cell, cell if cell in ("met", "missed") else "") for cell in row]
             for row in sheet.rows
         )))
+    return parts
+
+
+def _crowd(result: dict[str, Any]) -> list[str]:
+    return _sheets(crowd.sheets(result)) + (_load(result["load"]) if "load" in result else [])
+
+
+def _snapshots(result: dict[str, Any]) -> list[str]:
+    parts = _sheets(sheets(result))
     if any(row["curve"] for row in result["count"]):
         parts.append(lines(
             [Line(f"{row['count']:,} snapshots", row["curve"], 0) for row in result["count"]],

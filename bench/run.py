@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .crowd import is_crowd, run_crowd
 from .job import load_job
 from .loadgen import run_load
 from .micro import is_micro, run_micro
@@ -21,8 +22,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a job file and return its result (docs/BENCHMARKS.md has the fields).
 
-    A file with [[cases]] is a micro benchmark, one with [snapshot_bench] measures snapshots, any
-    other is a load job. ``out`` gets the result as
+    A file with [[cases]] is a micro benchmark, one with [snapshot_bench] measures snapshots, one
+    with [crowd] or [footprint] many processes, any other is a load job. ``out`` gets the result as
     JSON, ``html`` as a page. ``progress(label, done, total)`` is called as it goes.
 
     Raises JobError (a NovaError and a ValueError) for a file that does not fit, FileNotFoundError
@@ -33,6 +34,8 @@ def run_job(
         result = run_micro(where, progress)
     elif is_snapshots(where):
         result = run_snapshots(where, progress)
+    elif is_crowd(where):
+        result = run_crowd(where, progress)
     else:
         result = run_load(load_job(where), progress)
     if out is not None:

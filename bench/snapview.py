@@ -21,7 +21,7 @@ class Sheet:
 
 def sheets(result: dict[str, Any]) -> Iterator[Sheet]:
     """All tables of a result that hold anything; targets last."""
-    for build in (_create, _delete, _size, _overwrite, _count, _cleaner, _peers, _targets):
+    for build in (_create, _delete, _size, _overwrite, _count, _cleaner, _peers, target_sheet):
         sheet = build(result)
         if sheet.rows:
             yield sheet
@@ -144,7 +144,8 @@ def _peers(result: dict[str, Any]) -> Sheet:
     )
 
 
-def _targets(result: dict[str, Any]) -> Sheet:
+def target_sheet(result: dict[str, Any]) -> Sheet:
+    """What was wanted, and whether it was met."""
     rows: list[tuple[str, ...]] = [
         (
             row["name"], f"{row['value']:,.4g}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,14 @@ def summary(result: dict[str, Any]) -> list[str]:
     if result["kind"] == "micro":
         return _micro(result)
     if result["kind"] == "snapshots":
-        return _snapshots(result)
+        from nova_mp.bench.snapview import sheets
+
+        return _sheets(sheets(result))
+    if result["kind"] == "crowd":
+        from nova_mp.bench import crowd
+
+        load = ["", *_load(result["load"])] if "load" in result else []
+        return _sheets(crowd.sheets(result)) + load
     return _load(result)
 
 
@@ -141,11 +149,9 @@ def _micro(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _snapshots(result: dict[str, Any]) -> list[str]:
-    from nova_mp.bench.snapview import sheets
-
+def _sheets(found: Iterable[Any]) -> list[str]:
     lines: list[str] = []
-    for sheet in sheets(result):
+    for sheet in found:
         columns = [Column(title.upper(), 0 < at < len(sheet.head) - 1)
                    for at, title in enumerate(sheet.head)]
         lines += ["", f"{sheet.title}{': ' if sheet.note else ''}{sheet.note}"]

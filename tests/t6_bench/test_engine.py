@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from nova_mp.bench.job import JobError
 from nova_mp.bench.micro import targets
 from nova_mp.bench.run import run_job
 
@@ -85,6 +86,34 @@ target = 1
 """
 
 
+CROWD = """
+[arena]
+size = "64MiB"
+cpus = 4
+[footprint]
+idle = "100ms"
+start_s = 1e9
+idle_share = 1e-9
+[crowd]
+processes = [1, 3]
+window = "50ms"
+repeats = 3
+working_set = "64KiB"
+target = 1e-9
+[[clients]]
+name = "remote"
+count = 4
+mode = "remote"
+mix = { read = 50, write = 50 }
+file_size = "64KiB"
+[run]
+warmup = "10ms"
+duration = "100ms"
+repeats = 1
+verify = true
+"""
+
+
 def segments() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith("nova_mp")}
 
@@ -131,6 +160,29 @@ def test_a_micro_benchmark_with_all_its_parts(tmp_path: Path) -> None:
     assert result["targets"]["met"] == 3
     assert result["targets"]["missed"] == 1
     assert len(targets(result)) == 4
+
+
+def test_many_workers_and_many_processes(tmp_path: Path) -> None:
+    job = tmp_path / "crowd.toml"
+    job.write_text(CROWD, encoding="utf-8")
+    result = run_job(job, out=tmp_path / "r.json", html=tmp_path / "r.html")
+    footprint, crowd = result["footprint"], result["crowd"]
+    assert footprint["workers"] == 4
+    assert 0 < footprint["worker_bytes_median"] <= footprint["worker_bytes"]
+    assert [row["processes"] for row in crowd["nova_mp"]] == [1, 3]
+    assert all(rate > 0 for row in crowd["nova_mp"] + crowd["peer"] for rate in row["runs"])
+    wanted = ["start, seconds", "idle engine, cores", "3 processes over 1"]
+    assert [row["name"] for row in result["targets"]] == wanted
+    assert result["load"]["verify"]["errors"] == 0
+    assert "</html>" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("table", ["[crowd]\nprocesses = [3]", "[footprint]\nidel = '1s'"])
+def test_a_crowd_job_that_does_not_fit_says_where(table: str, tmp_path: Path) -> None:
+    job = tmp_path / "crowd.toml"
+    job.write_text(table, encoding="utf-8")
+    with pytest.raises(JobError, match=r"crowd\.processes|footprint has unknown keys: idel"):
+        run_job(job)
 
 
 def demo_command(*more: str) -> list[str]:
