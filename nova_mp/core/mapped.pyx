@@ -329,11 +329,15 @@ cdef class Mapping:
         """Unmaps it. BufferError while arrays or memoryviews of it exist. Safe to call twice."""
         if not self.is_open:
             return
-        if self.exports:
-            raise BufferError("cannot close a mapping while arrays or memoryviews of it exist")
+        self.check_unused()
         self.is_open = False
         if not self.core.closed:
             self.release()
+
+    def check_unused(self):
+        """BufferError if arrays or memoryviews of it exist."""
+        if self.exports:
+            raise BufferError("cannot close a mapping while arrays or memoryviews of it exist")
 
     cdef void release(self) except *:
         """Undoes whatever was done of making it."""

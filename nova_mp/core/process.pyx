@@ -37,6 +37,7 @@ from nova_mp.core.snaplist cimport spare_drop
 
 _cores = weakref.WeakSet()
 _keys = itertools.count(1)
+_forking = threading.Lock()          # one fork at a time
 _handover = []                       # a pipe that the child of a fork closes when it is ready
 
 
@@ -54,6 +55,7 @@ def _umask():
 
 
 def _before_fork():
+    _forking.acquire()
     for core in list(_cores):
         core._before_fork()
 
@@ -68,14 +70,18 @@ def _after_fork_in_child():
     finally:
         while _handover:
             os.close(_handover.pop())
+        _forking.release()
 
 
 def _after_fork_in_parent():
     # What the child inherited as mapped stays in place for it only once it has said so itself.
-    if _handover:
-        os.close(_handover.pop())
-        os.read(_handover[0], 1)
-        os.close(_handover.pop())
+    try:
+        if _handover:
+            os.close(_handover.pop())
+            os.read(_handover[0], 1)
+            os.close(_handover.pop())
+    finally:
+        _forking.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child,
@@ -478,6 +484,8 @@ cdef class Process:
 
     def _drop_mappings(self):
         """Closes all mappings; BufferError if one is still used as a buffer."""
+        for mapping in list(self.mappings):
+            mapping.check_unused()
         for mapping in list(self.mappings):
             mapping.close()
         self.stop_faults()
