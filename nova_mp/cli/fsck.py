@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +13,49 @@ from nova_mp.cli import progress
 from nova_mp.cli.command import verb
 from nova_mp.cli.operands import ArenaType
 from nova_mp.cli.report import CORRUPT, Report
+
+if TYPE_CHECKING:
+    from nova_mp.tools.findings import Report as Findings
+
+FROZEN = "frozen"
+ASK_S = 5.0
+"""How long the coordinator may take to say whether the arena is frozen."""
+
+
+class _Thawed(Exception):
+    """The freeze that was to keep the arena still has ended."""
+
+
+def _state(name: str) -> str:
+    """State of an arena's engine; empty if there is none, or if it does not say."""
+    from nova_mp.client.control import ControlClient
+    from nova_mp.errors import NovaError
+
+    try:
+        with ControlClient(name, ASK_S) as control:
+            return control.status().state
+    except NovaError:
+        return ""
+
+
+@contextmanager
+def _still(name: str) -> Iterator[None]:
+    """While somebody else's freeze holds; raises _Thawed when that has ended before the block."""
+    yield
+    if _state(name) != FROZEN:
+        raise _Thawed
+
+
+def _check(name: str, progress: Callable[[str, int, int], None]) -> Findings:
+    from nova_mp.tools import fsck
+
+    if _state(name) == FROZEN:
+        try:
+            return fsck.check(name, progress=progress, frozen=partial(_still, name))
+        except _Thawed:
+            # As for any other arena that is in use.
+            return fsck.check(name, progress=progress)
+    return fsck.check(name, progress=progress)
 
 
 @verb(
@@ -26,14 +72,13 @@ def command(report: Report, name: str) -> dict[str, Any]:
     """Check an arena's structure.
 
     The arena may be running, stopped or crashed; nothing in it is changed. The checker is plain
-    Python and reads the medium without the native code.
+    Python and reads the medium without the native code. While an arena is in use, findings may be
+    operations in flight; freeze it first (nova-mp freeze) to be certain.
     """
     from nova_mp.tools import fsck
 
     with progress.step_bar(f"checking {name}", progress.wanted(report.as_json)) as update:
-        found = fsck.check(
-            name, progress=lambda stage, done, total: update(stage, done / max(total, 1))
-        )
+        found = _check(name, lambda stage, done, total: update(stage, done / max(total, 1)))
     report.say(fsck.format_report(found))
     if found.ok:
         report.say(f"{name} is sound")

@@ -12,8 +12,9 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from nova_mp.tools.blocks import DATA, HELD, LOG, ORPHAN, RESERVE, TABLE, Blocks
@@ -57,11 +58,13 @@ class Checker:
         *,
         progress: Progress | None = None,
         free_blocks: int | None = None,
+        exclusive: Mapping[int, int] | None = None,
     ) -> None:
         self.image = image
         self.report = Report()
         self.progress = progress or (lambda stage, done, total: None)
         self.free_blocks = free_blocks
+        self.exclusive = exclusive
         self.super: dict[str, Any] = {}
         self.clean = False
         self.newest_epoch = ENDLESS
@@ -114,6 +117,8 @@ class Checker:
             return False
         self.clean = bool(valid) and self.super["mount_state"] == K["MOUNT_CLEAN"]
         self.clean = self.clean and not (image.live or image.frozen)
+        if self.super["lists_saved"] and self.super["mount_state"] == K["MOUNT_DIRTY"]:
+            report.error("FSCK-810", f"lists_saved {self.super['lists_saved']}", "superblock")
         if not valid:
             report.error("FSCK-102", "neither copy matches its checksum", "superblock")
         elif len(valid) < len(copies):
@@ -213,10 +218,20 @@ class Checker:
             self.entries.update(entry.kind for entry in log.entries)
             state = replayer.replay(inode, log)
             self.states[ino] = state
-            self._claim_inode(inode, log, state)
+            self._claim_inode(inode, log, state, replayer)
             # Names and links are checked later; pages are not needed again, and there are many.
             state.pages, state.held_blocks = {}, []
         self.progress("logs", total, total)
+        if self.exclusive is not None:
+            self._exclusive(replayer.exclusive)
+
+    def _exclusive(self, found: Counter[int]) -> None:
+        """Compare what only one snapshot needs with what the engine counts."""
+        assert self.exclusive is not None
+        for epoch in self.snapshots.ids:
+            if self.exclusive.get(epoch, 0) != found[epoch]:
+                what = f"{self.exclusive.get(epoch, 0)}, the logs leave {found[epoch]}"
+                self.report.error("FSCK-811", what, f"snapshot {epoch}")
 
     def _inode_epochs(self, inode: dict[str, Any]) -> None:
         created, deleted = inode["create_epoch_id"], inode["delete_epoch_id"]
@@ -234,7 +249,9 @@ class Checker:
         if log.reserve:
             self._left.append((RESERVE, ino, log.reserve))
 
-    def _claim_inode(self, inode: dict[str, Any], log: Log, state: Replayed) -> None:
+    def _claim_inode(
+        self, inode: dict[str, Any], log: Log, state: Replayed, replayer: Replayer
+    ) -> None:
         ino, deleted = state.ino, state.delete_epoch_id
         for nr in state.held_blocks:
             self.blocks.claim(nr, HELD, ino)
@@ -249,6 +266,7 @@ class Checker:
         elif self.snapshots.needed(state.create_epoch_id, deleted):
             # Kept for snapshots: pages that none needs were freed when it was deleted.
             self._claim_log(inode, log, LOG)
+            replayer.count(state.create_epoch_id, deleted, len(log.pages))
         else:
             # Open though deleted, or kept for a snapshot that is gone, and not yet cleaned up. In
             # the second case some of its data may have been freed long ago, and be another's.
@@ -316,6 +334,7 @@ def check(
     *,
     progress: Progress | None = None,
     free_blocks: int | None = None,
+    exclusive: Mapping[int, int] | None = None,
     frozen: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> Report:
     """Check an arena: `source` is its name, the path of an image, or a buffer with its bytes.
@@ -325,25 +344,27 @@ def check(
     stays is reported. To be certain, give `frozen`, which makes a context manager that keeps the
     file system still (`FileSystem.frozen`): its structures are copied while it is held, and checked
     after that (copying takes about an eighth of the whole). `free_blocks`, if given, is what the
-    engine counts as free, to be compared with what the logs leave.
+    engine counts as free, to be compared with what the logs leave; `exclusive` how many blocks it
+    counts as needed by one snapshot only, by the snapshot's id.
 
     Raises FileNotFoundError if there is no such arena or file, and nothing for its contents.
     """
+    checker = partial(Checker, progress=progress, free_blocks=free_blocks, exclusive=exclusive)
     try:
         with open_image(source) as image:
             if frozen is not None and image.live:
                 with frozen():
                     copy = FrozenImage(image)
-                return _check_image(copy, progress, free_blocks)
-            return _check_image(image, progress, free_blocks)
+                return _check_image(copy, checker)
+            return _check_image(image, checker)
     except ImageError as error:
         report = Report()
         report.error("FSCK-101", str(error), "superblock")
         return report
 
 
-def _check_image(image: Image, progress: Progress | None, free_blocks: int | None) -> Report:
-    report = Checker(image, progress=progress, free_blocks=free_blocks).run()
+def _check_image(image: Image, checker: Callable[[Image], Checker]) -> Report:
+    report = checker(image).run()
     if not image.live:
         return report
     report.notes.append("the arena is mounted: findings may be operations in flight")
@@ -351,7 +372,7 @@ def _check_image(image: Image, progress: Progress | None, free_blocks: int | Non
     while report.counts and passes < LIVE_PASSES:
         # Busy inodes can look wrong twice in a row; what is really wrong stays so in every pass.
         image.forget_overlay()
-        again = Checker(image, progress=progress, free_blocks=free_blocks).run()
+        again = checker(image).run()
         passes += 1
         again.notes = report.notes
         again.errors = [finding for finding in again.errors if finding in report.errors]

@@ -3,8 +3,9 @@
 Structure  A snapshot's info entry names a page of 128 `nv_snapshot_nvmm_list`, one a CPU; each
            names a chain of list pages with 127 `nv_list_entry` and a tail. They count only in a
            cleanly unmounted arena whose superblock says that they were saved.
-Invariants FMT-13: they are intact, and hold exactly what the logs say that snapshots need; an entry
-           stands in the list of the oldest snapshot that needs it (SNAP-2).
+Invariants FMT-13: they are intact (SAVE-1) and as long as they say (SNAP-5), and hold exactly what
+           the logs say that snapshots need, each thing once (SNAP-3); an entry stands in the list
+           of the oldest snapshot that needs it (SNAP-2).
 """
 
 from __future__ import annotations
@@ -86,9 +87,13 @@ class _Lists:
                 return
             tail = LIST_TAIL.decode(page, TAIL_OFF)
             count = tail["num_entries"]
-            if tail["magic"] != K["MAGIC_LIST_PAGE"] or count > K["LIST_ENTRIES"]:
-                what = f"page at {offset:#x}: magic {tail['magic']:#x}, {count} entries"
+            if tail["magic"] != K["MAGIC_LIST_PAGE"]:
+                what = f"page at {offset:#x}: magic {tail['magic']:#x}"
                 self.report.error("FSCK-805", what, where)
+                return
+            if count > K["LIST_ENTRIES"]:
+                what = f"page at {offset:#x} says {count} entries"
+                self.report.error("FSCK-808", what, where)
                 return
             if tail["epoch_id"] != epoch or tail["csum"] != crc32c(page[: count * LIST_ENTRY.size]):
                 what = f"page at {offset:#x}: checksum, or of snapshot {tail['epoch_id']}"
@@ -97,7 +102,7 @@ class _Lists:
             yield from (LIST_ENTRY.decode(page, nr * LIST_ENTRY.size) for nr in range(count))
             pages, last, offset = pages + 1, offset, tail["next_page_off"]
         if (pages, last) != (head["num_pages"], head["tail_off"]):
-            self.report.error("FSCK-805", f"{pages} pages, it says {head['num_pages']}", where)
+            self.report.error("FSCK-808", f"{pages} pages, it says {head['num_pages']}", where)
 
     def _entry(self, entry: dict[str, Any], epoch: int, where: str) -> None:
         number, count = entry["nvmm"], entry["num_pages"]
@@ -110,7 +115,7 @@ class _Lists:
             ):
                 self.report.error("FSCK-806", f"inode {number} did not die so", where)
             elif number in self.listed_inodes:
-                self.report.error("FSCK-806", f"inode {number} is listed twice", where)
+                self.report.error("FSCK-809", f"inode {number} is listed twice", where)
             self.listed_inodes.add(number)
         elif entry["entry_type"] != K["SS_FILE_WRITE"]:
             self.report.error("FSCK-805", f"entry type {entry['entry_type']}", where)
@@ -130,18 +135,18 @@ class _Lists:
                 owner = self.blocks.describe(nr)
                 self.report.error("FSCK-806", f"block {nr} belongs to {owner}", where)
             elif self.listed[nr]:
-                self.report.error("FSCK-806", f"block {nr} is listed twice", where)
+                self.report.error("FSCK-809", f"block {nr} is listed twice", where)
             self.listed[nr] = 1
 
     def check_missing(self) -> None:
         """Report what snapshots need and no list holds: the next mount would take it for free."""
         for nr, kind in enumerate(self.blocks.kinds):
             if kind == HELD and not self.listed[nr]:
-                self.report.error("FSCK-806", "no list holds it", f"block:{nr}")
+                self.report.error("FSCK-809", "no list holds it", f"block:{nr}")
         for ino, state in self.states.items():
             needed = self.snapshots.needed(state.create_epoch_id, state.delete_epoch_id)
             if needed and ino not in self.listed_inodes:
-                self.report.error("FSCK-806", "no list holds it", f"inode:{ino}")
+                self.report.error("FSCK-809", "no list holds it", f"inode:{ino}")
 
 
 def check_saved_lists(

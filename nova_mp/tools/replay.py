@@ -11,6 +11,7 @@ Invariants FMT-11: everything superseded and needed is still there.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,15 @@ class Snapshots:
         """The oldest snapshot that is not older than `epoch`."""
         at = bisect_left(self.ids, epoch)
         return self.ids[at] if at < len(self.ids) else None
+
+    def only(self, created: int, superseded: int) -> int | None:
+        """The snapshot that needs what lived in these epochs, if it is one and no more."""
+        at = bisect_left(self.ids, created)
+        if at == len(self.ids) or self.ids[at] >= superseded:
+            return None
+        if at + 1 < len(self.ids) and self.ids[at + 1] < superseded:
+            return None
+        return self.ids[at]
 
     def last_before(self, epoch: int) -> int:
         """The newest snapshot older than `epoch`; 0 if there is none."""
@@ -118,6 +128,7 @@ class Replayer:
     def __init__(self, snapshots: Snapshots, note: Note) -> None:
         self.snapshots = snapshots
         self.note = note
+        self.exclusive: Counter[int] = Counter()
 
     def replay(self, inode: dict[str, Any], log: Log) -> Replayed:
         """State of `inode` after its log."""
@@ -155,6 +166,13 @@ class Replayer:
     def _supersede(self, state: Replayed, mapped: int, epoch: int) -> None:
         if self.snapshots.needed(mapped >> BLOCK_BITS, epoch):
             state.held_blocks.append(mapped & BLOCK_MASK)
+            self.count(mapped >> BLOCK_BITS, epoch, 1)
+
+    def count(self, created: int, superseded: int, blocks: int) -> None:
+        """Blocks that lived in these epochs, for the snapshot that is the only one to need them."""
+        only = self.snapshots.only(created, superseded)
+        if only is not None:
+            self.exclusive[only] += blocks
 
     def _write(self, state: Replayed, entry: Entry, end: int) -> None:
         fields = entry.fields

@@ -476,16 +476,21 @@ class Twin:
             )
         assert not lines, "\n".join(lines[:20])
 
+    def _exclusive(self) -> dict[int, int]:
+        """Blocks that only one snapshot needs, as the core counts them, by the snapshot's id."""
+        rows = self.arena.fs.snapshot_table()
+        return {row["epoch_id"]: row["exclusive_bytes"] // 4096 for row in rows}
+
     def audit(self, settle: bool = True) -> None:
         """Free blocks, held blocks and live ones make up the arena: counted by the checker.
 
         Without `settle` the cleaner is not made to end its work, unless logs of dead inodes wait
         for it: these it alone can count.
         """
-        report = check(self.arena.pm)
+        report = check(self.arena.pm, exclusive=self._exclusive())
         if settle or report.statistics["inodes"]["orphans"]:
             self.arena.settle()
-            report = check(self.arena.pm)
+            report = check(self.arena.pm, exclusive=self._exclusive())
             settle = True
         assert report.ok, format_report(report)
         core, found = self.arena.fs.stats()["blocks"], report.statistics["blocks"]

@@ -542,21 +542,21 @@ def list_of_a_free_block(b: Sample) -> None:
     save_lists(b, lists)
 
 
-@damage("FSCK-806", alone=True)
+@damage("FSCK-809", alone=True)
 def block_listed_twice(b: Sample) -> None:
     lists = needed_entries(b)
     lists[b.first] *= 2
     save_lists(b, lists)
 
 
-@damage("FSCK-806", alone=True)
+@damage("FSCK-809", alone=True)
 def list_lacks_a_block(b: Sample) -> None:
     lists = needed_entries(b)
     lists[b.first].pop(0)
     save_lists(b, lists)
 
 
-@damage("FSCK-806", alone=True)
+@damage("FSCK-809", alone=True)
 def list_lacks_an_inode(b: Sample) -> None:
     lists = needed_entries(b)
     lists[b.first].pop()
@@ -568,3 +568,28 @@ def entry_in_another_snapshots_list(b: Sample) -> None:
     lists = needed_entries(b)
     lists[b.second].append(lists[b.first].pop(1))
     save_lists(b, lists)
+
+
+@damage("FSCK-806")
+def list_of_an_inode_that_lives(b: Sample) -> None:
+    lists = needed_entries(b)
+    lists[b.first].append(list_entry("SS_INODE", b.a, 1, b.first, b.second))
+    save_lists(b, lists)
+
+
+@damage("FSCK-808")
+def list_page_with_too_many_entries(b: Sample) -> None:
+    save_lists(b, needed_entries(b), num_entries=200)
+
+
+@damage("FSCK-808", alone=True)
+def list_of_other_pages_than_it_says(b: Sample) -> None:
+    page = save_lists(b, needed_entries(b))
+    # The head in the page before, that of CPU 3, with its checksum.
+    head = struct.pack("<QQQ", 2, page * BLOCK, page * BLOCK)
+    b.put((page - 1) * BLOCK + 3 * 32, head + struct.pack("<Q", image.crc32c(head)))
+
+
+@damage("FSCK-810", alone=True)
+def lists_of_an_arena_in_use(b: Sample) -> None:
+    b.finish(state=K["MOUNT_DIRTY"], lists_saved=1)

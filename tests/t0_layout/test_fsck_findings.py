@@ -63,8 +63,17 @@ def test_free_blocks_are_compared() -> None:
     assert check(data, free_blocks=free + 1).codes() == {"FSCK-705"}
 
 
+def test_exclusive_blocks_are_compared() -> None:
+    """The first has page 1 of `a`, and a dead inode's page and log; page 2 the second needs too."""
+    sample = Sample()
+    good = {sample.first: 3, sample.second: 1}
+    assert check(sample.data, exclusive=good).ok
+    for epoch, count in good.items():
+        assert check(sample.data, exclusive={**good, epoch: count - 1}).codes() == {"FSCK-811"}
+
+
 def test_every_code_has_a_damage() -> None:
-    assert {code for code, _, _ in DAMAGES} | {"FSCK-705"} == set(CODES)
+    assert {code for code, _, _ in DAMAGES} | {"FSCK-705", "FSCK-811"} == set(CODES)
 
 
 @pytest.mark.parametrize("function", [one_copy, journal_length, journal_checksum, copies_differ])

@@ -144,7 +144,10 @@ def test_stat_shows_what_the_arena_knows(running: str) -> None:
 def test_freeze(running: str) -> None:
     assert f"nova-mp unfreeze {running}" in ok("freeze", running, "--timeout", "30")
     assert "frozen" in ok("status", running)
+    checked = read_json("fsck", running)["report"]
+    assert (checked["statistics"]["arena"]["state"], checked["notes"]) == ("frozen", [])
     ok("unfreeze", running)
+    assert read_json("fsck", running)["report"]["statistics"]["arena"]["state"] == "mounted"
     assert run("unfreeze", running).returncode == 1
 
 
