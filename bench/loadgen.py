@@ -120,7 +120,7 @@ def _subject(job: Job, name: str, where: str, marks: SharedNumbers | None) -> It
         for _ in range(group.count):
             arguments.append((target, group, len(arguments), job.run.seed, marks))
     with Pool(loadclient.main, arguments) as pool:
-        pool.collect(60.0)
+        pool.collect(60.0 + len(pool.pipes))
         pool.call("lay_out", timeout=600.0)
         yield Subject(name, pool, file_system_of(where) if directory else "nova_mp")
 
