@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import crowd, micro
+from . import crowd, echo, micro
 from .histogram import CURVE
 from .snapview import Sheet, sheets
 from .svg import Axis, Bar, Line, bars, lines
@@ -55,7 +55,8 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 
 def render(result: dict[str, Any]) -> str:
     """The whole page."""
-    bodies = {"micro": _micro, "load": _load, "snapshots": _snapshots, "crowd": _crowd}
+    bodies = {"micro": _micro, "load": _load, "snapshots": _snapshots, "crowd": _crowd,
+              "echo": _echo}
     kind = result["kind"]
     if kind not in bodies:
         raise ValueError(f"no page for results of kind {kind!r}")
@@ -214,7 +215,7 @@ def _micro_scenarios(result: dict[str, Any], peer: str) -> list[str]:
     return parts
 
 
-# ------------------------------------------------------------------------------ snapshots
+# --------------------------------------------------------------------- snapshots, messages
 
 
 def _sheets(found: Iterable[Sheet]) -> list[str]:
@@ -241,6 +242,10 @@ def _snapshots(result: dict[str, Any]) -> list[str]:
             "create against number of snapshots, without the message",
         ))
     return parts
+
+
+def _echo(result: dict[str, Any]) -> list[str]:
+    return _sheets(echo.sheets(result))
 
 
 # ----------------------------------------------------------------------------------- load

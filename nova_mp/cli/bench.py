@@ -105,6 +105,10 @@ def summary(result: dict[str, Any]) -> list[str]:
         from nova_mp.bench.snapview import sheets
 
         return _sheets(sheets(result))
+    if result["kind"] == "echo":
+        from nova_mp.bench import echo
+
+        return _sheets(echo.sheets(result))
     if result["kind"] == "crowd":
         from nova_mp.bench import crowd
 

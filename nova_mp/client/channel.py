@@ -22,6 +22,7 @@ from typing import Any
 import zmq
 
 from nova_mp.client.keys import Keys, unlock
+from nova_mp.client.requests import interrupted
 from nova_mp.errors import EngineNotRunning, NovaError, ProtocolError, Timeout
 from nova_mp.protocol import codec, fileops
 from nova_mp.protocol.messages import (
@@ -192,9 +193,16 @@ class Channel:
 
     def send(self, message: Any, payload: Payload = (), expect_bytes: int = 0) -> Exchange:
         """Send a request without waiting; `expect_bytes` is the size of the reply's payload."""
+        exchange = self._enter(message, payload, expect_bytes)
         try:
-            exchange = self._enter(message, payload, expect_bytes)
-            self._transmit([*self._take_queued(), exchange] if self._queued else [exchange])
+            if self._queued:
+                self._transmit([*self._take_queued(), exchange])
+            else:
+                self._transmit_one(exchange, self._oldest())
+        except (OverflowError, TypeError, ValueError) as error:
+            # It has no encoding, so nothing of it was sent.
+            self._give_up(exchange, error)
+            raise
         except BaseException:
             self.start_over()
             raise
@@ -249,7 +257,8 @@ class Channel:
         """
         if exchange.done:
             return
-        self.flush()
+        if self._queued:
+            self.flush()
         try:
             error = self._wait(exchange, deadline)
         except BaseException:
@@ -307,12 +316,7 @@ class Channel:
         There may be half a message in the old one. The session stays, with what it has open.
         """
         for exchange in tuple(self._open.values()):
-            self._give_up(
-                exchange,
-                InterruptedError(
-                    errno.EINTR, "interrupted; look whether it was carried out before you repeat it"
-                ),
-            )
+            self._give_up(exchange, interrupted())
         self._open.clear()
         self._bytes = 0
         self._queued, self._queued_bytes, self._refused = [], 0, []
@@ -342,10 +346,13 @@ class Channel:
         self._control += 1
         return self._control
 
+    def _oldest(self) -> int | None:
+        """The lowest number that is waited for; whoever waits for one alone need not say so."""
+        return next(iter(self._open)) if len(self._open) > 1 else None
+
     def _transmit(self, exchanges: Sequence[Exchange]) -> None:
         """Send requests in this order, small ones together."""
-        # Whoever waits for one thing alone need not say so.
-        oldest = next(iter(self._open)) if len(self._open) > 1 else None
+        oldest = self._oldest()
         together: list[Exchange] = []
         for exchange in exchanges:
             if len(exchanges) > 1 and codec.fits_batch(exchange.payload):
@@ -365,15 +372,14 @@ class Channel:
         self._stamp += 1
         exchange.stamp = self._stamp
         exchange.times_sent += 1
-        header, *payload = codec.encode(
-            exchange.message, self._ident(exchange.sequence), exchange.payload, oldest
-        )
-        if not payload:
-            self._socket.send(header)
+        ident = codec.request_id(self._client, exchange.sequence)
+        frames = codec.encode(exchange.message, ident, exchange.payload, oldest)
+        if len(frames) == 1:
+            self._socket.send(frames[0])
             return
         # Payload that has frames of its own is large, and lent to the socket.
-        self._socket.send(header, _SNDMORE)
-        self._socket.send_multipart(payload, copy=False)
+        self._socket.send(frames[0], _SNDMORE)
+        self._socket.send_multipart(frames[1:], copy=False)
 
     def _transmit_batch(self, exchanges: Sequence[Exchange], oldest: int | None) -> None:
         self._stamp += 1

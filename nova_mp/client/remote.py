@@ -9,20 +9,19 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from nova_mp.client import requests
 from nova_mp.client.base import FileSystem, Path, ReadOnlyMixin
-from nova_mp.client.channel import Exchange, result_of
 from nova_mp.client.connection import Connection
 from nova_mp.client.keys import Keys
 from nova_mp.client.modes import mode_of, parse_mode
-from nova_mp.client.pipeline import Pipeline, Result
+from nova_mp.client.pipeline import Pipeline
 from nova_mp.client.remote_file import TEXT_CHUNK_BYTES, RemoteFile
+from nova_mp.client.remote_pipeline import RemotePipeline
 from nova_mp.client.snapshots import Rows, Snapshot, Snapshots
-from nova_mp.errors import EngineNotRunning, NovaError
+from nova_mp.errors import EngineNotRunning
 from nova_mp.protocol import fileops as ops
 
 # Requests that a snapshot view answers, each with the view's number.
@@ -56,14 +55,12 @@ class RemoteOperations(FileSystem):
                 request.message, request.payload, request.expect_bytes
             )
         except OSError as error:
-            raise renamed(error, request.names) from None
+            raise requests.renamed(error, request.names) from None
         return request.decode(reply, payload)
 
     def read_handle(self, handle: int, n: int, offset: int) -> bytes:
         """For files: the request that is made most, without one more object about it."""
-        _reply, payload = self._connection.call(ops.Pread(handle, n, offset), (), n)
-        data = payload[0] if payload else b""
-        return data if type(data) is bytes else bytes(data)
+        return requests.bytes_of(*self._connection.call(ops.Pread(handle, n, offset), (), n))
 
     def close_handle(self, handle: int) -> None:
         """For files: close one at the worker. One whose worker is gone is closed already."""
@@ -365,107 +362,3 @@ class RemoteSnapshotView(ReadOnlyMixin, RemoteOperations):
 
     def __repr__(self) -> str:
         return f"<RemoteSnapshotView {self.snapshot.epoch_id} of {self._fs!r}>"
-
-
-class RemoteResult(Result):
-    """The result of a request of a pipeline: made of the reply when it is asked for."""
-
-    __slots__ = ("exchange", "request")
-
-    def __init__(
-        self, pipeline: RemotePipeline, exchange: Exchange, request: requests.Request
-    ) -> None:
-        super().__init__(pipeline)
-        self.exchange = exchange
-        self.request = request
-
-    def done(self) -> bool:
-        """See Result.done."""
-        if not self._done and self.exchange.done:
-            self.settle()
-        return self._done
-
-    def settle(self) -> None:
-        """Take the value, or the error, out of the finished exchange."""
-        try:
-            reply, payload = result_of(self.exchange)
-            self.set_result(self.request.decode(reply, payload))
-        except OSError as error:
-            self.set_exception(renamed(error, self.request.names))
-        except (NovaError, ValueError, TypeError, RuntimeError) as error:
-            self.set_exception(error)
-
-
-class RemotePipeline(Pipeline):
-    """Requests sent in batches on one channel, replies read when they are asked for."""
-
-    def __init__(self, fs: RemoteOperations) -> None:
-        super().__init__()
-        self._fs = fs
-        self._channel = fs._connection.borrow()
-        # Results that are not there yet, in the order of their requests.
-        self._awaited: deque[RemoteResult] = deque()
-
-    def submit(self, target: Any, operation: str, *args: Any, **kwargs: Any) -> Result:
-        try:
-            maker = self._fs if target is None else target
-            request: requests.Request = maker.request(operation, *args, **kwargs)
-        except (OSError, ValueError, TypeError) as error:
-            failed = Result(self)
-            failed.set_exception(error)
-            self._results.append(failed)
-            return failed
-        channel, payload, expect_bytes = self._channel, request.payload, request.expect_bytes
-        size = sum(map(len, payload)) + expect_bytes if payload else expect_bytes
-        if not channel.room(size):
-            channel.wait_for_room(size, self._fs._connection.deadline())
-            self._collect()
-        exchange = channel.post(request.message, payload, expect_bytes)
-        result = RemoteResult(self, exchange, request)
-        self._results.append(result)
-        self._awaited.append(result)
-        return result
-
-    def flush(self) -> None:
-        """See Pipeline.flush."""
-        self._channel.flush()
-
-    def drop(self) -> None:
-        """See Pipeline.drop."""
-        self._channel.start_over()
-        self._collect()
-
-    def complete(self, result: Result) -> None:
-        """See Pipeline.complete."""
-        assert isinstance(result, RemoteResult)
-        if not result.exchange.done:
-            try:
-                self._channel.wait(result.exchange, self._fs._connection.deadline())
-            except (NovaError, OSError):
-                # It is the exchange's error too, and from there the result's.
-                result.settle()
-                return
-        result.settle()
-
-    def _collect(self) -> None:
-        """Take in what has arrived, so that its memory is not held until the end."""
-        awaited = self._awaited
-        while awaited and awaited[0].done():
-            awaited.popleft()
-
-    def __exit__(self, *exception: Any) -> None:
-        try:
-            super().__exit__(*exception)
-        finally:
-            self._fs._connection.give_back(self._channel)
-
-
-def renamed(error: OSError, names: tuple[Any, ...]) -> OSError:
-    """The same error with file names of the caller's type: names travel as bytes."""
-    for attribute, name in zip(("filename", "filename2"), names, strict=False):
-        travelled = getattr(error, attribute)
-        if isinstance(travelled, str | bytes):
-            like = os.fspath(name)
-            convert = os.fsencode if isinstance(like, bytes) else os.fsdecode
-            setattr(error, attribute, convert(travelled))
-    return error

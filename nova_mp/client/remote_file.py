@@ -316,6 +316,17 @@ class RemoteFile(io.BufferedIOBase):
     def _stat_request(self) -> requests.Request:
         return requests.fstat(self._check_open())
 
+    @property
+    def handle(self) -> int:
+        """What the worker calls the open file."""
+        return self._handle
+
+    def can_read(self, n: int, offset: int, most: int) -> bool:
+        """Whether `n` bytes at `offset` can be asked for, and are `most` at most."""
+        if type(n) is not int or type(offset) is not int:
+            return False
+        return self._readable and 0 <= n <= most and 0 <= offset < 1 << 63 and not self.closed
+
     def _pread_request(self, n: int, offset: int) -> requests.Request:
         handle = self._check_readable()
         if not 0 <= n <= ops.TRANSFER_BYTES_MAX:
@@ -324,6 +335,8 @@ class RemoteFile(io.BufferedIOBase):
 
     def _preadinto_request(self, buffer: Any, offset: int) -> requests.Request:
         view = memoryview(buffer).cast("B")
+        if view.readonly:
+            raise TypeError("a writable buffer is needed")
         if len(view) > ops.TRANSFER_BYTES_MAX:
             raise ValueError(f"a pipelined read is of 0 to {ops.TRANSFER_BYTES_MAX} bytes")
         return requests.preadinto(self._check_readable(), view, offset)

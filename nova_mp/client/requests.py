@@ -7,6 +7,7 @@ A Request can be waited for at once (RemoteFileSystem, RemoteFile) or sent among
 from __future__ import annotations
 
 import array
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -113,7 +114,8 @@ def _stat_of(reply: ops.Attributes, payload: Payload) -> Stat:
     return Stat(reply.values)
 
 
-def _bytes_of(reply: ops.Data, payload: Payload) -> bytes:
+def bytes_of(reply: ops.Data, payload: Payload) -> bytes:
+    """Of a reply with contents in its payload."""
     if not payload:
         return b""
     frame = payload[0]
@@ -152,6 +154,24 @@ def _names_like(path: Any) -> Decode:
 
 def _capacity_of(reply: ops.Capacity, payload: Payload) -> os.statvfs_result:
     return os.statvfs_result(reply.values)
+
+
+def renamed(error: OSError, names: tuple[Any, ...]) -> OSError:
+    """The same error with file names of the caller's type: names travel as bytes."""
+    for attribute, name in zip(("filename", "filename2"), names, strict=False):
+        travelled = getattr(error, attribute)
+        if isinstance(travelled, str | bytes):
+            like = os.fspath(name)
+            convert = os.fsencode if isinstance(like, bytes) else os.fsdecode
+            setattr(error, attribute, convert(travelled))
+    return error
+
+
+def interrupted() -> InterruptedError:
+    """The error of a request that was given up because of Ctrl-C."""
+    return InterruptedError(
+        errno.EINTR, "interrupted; look whether it was carried out before you repeat it"
+    )
 
 
 # ---- making requests
@@ -267,7 +287,7 @@ def statvfs(path: Any = "/", view: int = 0) -> Request:
 
 def getxattr(path: Any, name: str, view: int = 0, *, follow_symlinks: bool = True) -> Request:
     message = ops.GetXattr(encoded(path), os.fsdecode(name), bool(follow_symlinks), view)
-    return Request(message, _bytes_of, (path,))
+    return Request(message, bytes_of, (path,))
 
 
 def setxattr(
@@ -293,7 +313,7 @@ def removexattr(path: Any, name: str, *, follow_symlinks: bool = True) -> Reques
 def read_bytes(path: Any, view: int = 0) -> Request:
     # How large the file is shows only in the reply, so it is taken for large.
     message = ops.ReadFile(encoded(path), view)
-    return Request(message, _bytes_of, (path,), (), _USUAL_FILE_BYTES)
+    return Request(message, bytes_of, (path,), (), _USUAL_FILE_BYTES)
 
 
 def write_bytes(path: Any, data: Any) -> Request:
@@ -302,7 +322,7 @@ def write_bytes(path: Any, data: Any) -> Request:
 
 
 def pread(handle: int, n: int, offset: int) -> Request:
-    return Request(ops.Pread(handle, n, offset), _bytes_of, (), (), n)
+    return Request(ops.Pread(handle, n, offset), bytes_of, (), (), n)
 
 
 def preadinto(handle: int, buffer: memoryview, offset: int) -> Request:

@@ -65,6 +65,7 @@ class FileOpServer:
             ops.Open: self._open,
             ops.Close: self._close,
             ops.Pread: self._pread,
+            ops.PreadMany: self._pread_many,
             ops.Pwrite: self._pwrite,
             ops.Append: self._append,
             ops.TruncateFile: self._truncate_file,
@@ -111,7 +112,7 @@ class FileOpServer:
         handler = self._handlers.get(type(message))
         if handler is None:
             raise ProtocolError(f"{type(message).__name__} is not a file operation")
-        return handler(session, message, _joined(payload))
+        return handler(session, message, _joined(payload) if payload else b"")
 
     def drop_session(self, session: bytes) -> None:
         """Close whatever a session has open; one that has nothing, or is unknown, is no error."""
@@ -212,10 +213,35 @@ class FileOpServer:
 
     def _pread(self, session: bytes, message: ops.Pread, payload: Any) -> Answer:
         count = message.count
-        if count > ops.TRANSFER_BYTES_MAX:
+        file = self._file(message.handle)
+        if count <= SMALL_READ_BYTES:
+            data = file.pread(count, message.offset)
+        elif count <= ops.TRANSFER_BYTES_MAX:
+            data = _pread(file, count, message.offset)
+        else:
             raise _too_large(count)
-        data = _pread(self._file(message.handle), count, message.offset)
         return ops.Data(len(data)), (data,)
+
+    def _pread_many(self, session: bytes, message: ops.PreadMany, payload: Any) -> Answer:
+        handles, wanted, offsets = message.handles, message.counts, message.offsets
+        if not len(handles) == len(wanted) == len(offsets) <= ops.READS_MAX:
+            raise ProtocolError(f"fs-pread-many needs as many of each, {ops.READS_MAX} at most")
+        if sum(wanted) > ops.READS_BYTES_MAX or min(wanted, default=0) < 0:
+            raise ProtocolError(f"fs-pread-many is of 0 to {ops.READS_BYTES_MAX} bytes")
+        files, counts, parts = self._files, [], []
+        for handle, count, offset in zip(handles, wanted, offsets, strict=True):
+            found = files.get(handle)
+            try:
+                if found is None:
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                data = found.file.pread(count, offset)
+            except (OSError, ValueError, OverflowError) as error:
+                # One read that fails is no reason to keep the others back.
+                counts.append(-(getattr(error, "errno", None) or errno.EINVAL))
+                continue
+            counts.append(len(data))
+            parts.append(data)
+        return ops.DataMany(tuple(counts)), (b"".join(parts),)
 
     def _pwrite(self, session: bytes, message: ops.Pwrite, payload: Any) -> Answer:
         count = self._file(message.handle).pwrite(payload, message.offset)
@@ -398,8 +424,6 @@ def _too_large(count: int) -> ProtocolError:
 
 def _joined(payload: Payload) -> Any:
     """The payload as one buffer; clients send it in one frame, so that nothing is copied here."""
-    if not payload:
-        return b""
     if sum(map(len, payload)) > ops.TRANSFER_BYTES_MAX:
         raise _too_large(sum(map(len, payload)))
     return payload[0] if len(payload) == 1 else b"".join(map(bytes, payload))

@@ -165,11 +165,9 @@ class Worker(Machine):
         if session is None or kind not in fileops.REPLIES or not request_id:
             return None
         sequence = codec.sequence_of(request_id)
+        pipelined = oldest is not None
         if oldest is None:
             oldest = sequence
-            pipelined = False
-        else:
-            pipelined = True
         if sequence != session.next and (sequence < session.next or oldest < sequence):
             return None
         self.requests += 1

@@ -13,10 +13,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from nova_mp.protocol import templates
 from nova_mp.protocol.messages import Done, message
 
 TRANSFER_BYTES_MAX = 64 << 20
 """Most payload of one message. A write up to this size is atomic; larger ones are several."""
+
+READS_MAX = 128
+READS_BYTES_MAX = 1 << 20
+"""Most reads of one fs-pread-many, and most bytes of them together."""
 
 STAT_FIELDS = (
     "st_mode",
@@ -56,6 +61,14 @@ class Data:
     """Reply: bytes, in the payload; `count` of them."""
 
     count: int
+
+
+@message("fs-data-many")
+class DataMany:
+    """Reply to fs-pread-many: bytes, one read behind the other in the payload; for each read how
+    many, or the negative errno that it failed with."""
+
+    counts: tuple[int, ...]
 
 
 @message("fs-written")
@@ -157,6 +170,15 @@ class Pread:
     handle: int
     count: int
     offset: int
+
+
+@message("fs-pread-many")
+class PreadMany:
+    """Request: many small reads, as fs-pread does each. Answered by fs-data-many."""
+
+    handles: tuple[int, ...]
+    counts: tuple[int, ...]
+    offsets: tuple[int, ...]
 
 
 @message("fs-pwrite")
@@ -418,6 +440,7 @@ REPLIES: dict[type, type] = {
     Open: Opened,
     Close: Done,
     Pread: Data,
+    PreadMany: DataMany,
     Pwrite: Written,
     Append: Written,
     TruncateFile: Done,
@@ -455,6 +478,7 @@ REPLIES: dict[type, type] = {
 RETRYABLE = frozenset(
     {
         Pread,
+        PreadMany,
         Fsync,
         StatFile,
         Stat,
@@ -470,3 +494,7 @@ RETRYABLE = frozenset(
     }
 )
 """Requests that may be carried out a second time without anybody noticing."""
+
+templates.add(
+    Done, Data, Written, Close, Pread, Pwrite, Append, TruncateFile, Fallocate, Fsync, StatFile
+)

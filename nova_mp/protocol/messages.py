@@ -53,6 +53,11 @@ def _compile(annotation: Any) -> Check:
         checks = tuple(_compile(argument) for argument in arguments)
         return lambda value: any(check(value) for check in checks)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        if arguments[0] is int:
+            # Without a call for each: some messages have hundreds of numbers.
+            return lambda value: (
+                type(value) is tuple and len(value) <= ITEMS_MAX and set(map(type, value)) <= {int}
+            )
         item = _compile(arguments[0])
         return lambda value: (
             type(value) is tuple and len(value) <= ITEMS_MAX and all(map(item, value))
@@ -158,10 +163,11 @@ def registration(cls: type) -> Registration:
 
 def registration_by_name(type_name: Any) -> Registration:
     """How messages of type `type_name` are decoded; raises ProtocolError if there is none."""
-    found = _by_name.get(type_name) if type(type_name) is str else None
-    if found is None:
-        raise ProtocolError(f"unknown message type {type_name!r:.80}")
-    return found
+    try:
+        return _by_name[type_name]
+    except (KeyError, TypeError):
+        # What cannot be looked up at all is unknown too.
+        raise ProtocolError(f"unknown message type {type_name!r:.80}") from None
 
 
 def registrations() -> tuple[Registration, ...]:

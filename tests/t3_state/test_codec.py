@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from nova_mp import errors
-from nova_mp.protocol import codec, fileops, messages
+from nova_mp.protocol import codec, fileops, messages, templates
 
 ID = codec.request_id(b"c" * 16, 7)
 SAMPLES: dict[str, Any] = {
@@ -62,6 +62,41 @@ def test_small_payload_is_in_the_map_and_large_is_lent() -> None:
     assert frames[1] is large
     assert codec.fits_batch([small])
     assert not codec.fits_batch([large])
+
+
+@pytest.mark.parametrize("cls", templates.BY_CLASS, ids=lambda cls: cls.__name__)
+def test_templates_are_what_the_general_way_makes(cls: Any) -> None:
+    for payload in ((), (b"abc",), (memoryview(b"abc"),), (b"",)):
+        for number in (0, 1, -1, 2**31, 2**63 - 1, -(2**63)):
+            message = cls(*[number] * len(messages.registration(cls).names))
+            (frame,) = codec.encode(message, ID, payload)
+            fields = msgpack.unpackb(frame)
+            assert fields.pop("p", []) == [bytes(part) for part in payload]
+            assert fields.pop("id") == ID
+            again = [msgpack.packb({**fields, "id": ID, **({"p": payload} if payload else {})})]
+            (found,) = codec.decode_all([frame])
+            (general,) = codec.decode_all(again)
+            assert found[:2] == general[:2] == (message, ID)
+            assert isinstance(found, codec.Envelope)
+            assert isinstance(general, codec.Envelope)
+            assert list(found.payload) == list(general.payload) == [bytes(one) for one in payload]
+            assert templates.BY_KEY[frame[: templates.KEY_BYTES]].decode(frame) is not None
+
+
+def test_what_nearly_fits_a_template_is_looked_at_in_general() -> None:
+    (frame,) = codec.encode(fileops.Pread(1, 2, 3), ID)
+    for at in range(len(frame)):
+        for bit in range(8):
+            noise = bytearray(frame)
+            noise[at] ^= 1 << bit
+            try:
+                (found,) = codec.decode_all([bytes(noise)])
+            except (errors.ProtocolError, errors.VersionMismatch):
+                continue
+            assert isinstance(found, codec.Envelope)
+            assert found != codec.Envelope(fileops.Pread(1, 2, 3), ID, ())
+    huge = codec.encode(fileops.Pread(1, 2, 2**64 - 1), ID)
+    assert codec.decode(huge).message == fileops.Pread(1, 2, 2**64 - 1)
 
 
 def test_a_batch_survives_the_wire() -> None:

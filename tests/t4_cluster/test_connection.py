@@ -365,3 +365,34 @@ def test_a_stopped_worker_gives_a_clear_error(address: str) -> None:
         stopped.listen(1)
         with pytest.raises(Timeout, match="nova-mp status"):
             RemoteFileSystem(address, timeout=3.0)
+
+
+def test_reads_of_a_pipeline_fail_alone(fs: RemoteFileSystem, worker: WorkerThread) -> None:
+    data = os.urandom(3000)
+    fs.write_bytes("/f", data)
+    closed = fs.open("/f")
+    closed.close()
+    buffers = [bytearray(10) for _ in range(3)]
+    with fs.open("/f") as file, fs.open("/f", "ab") as blind, fs.pipeline() as batch:
+        batch.raise_errors = False
+        good = [batch.pread(file, 100, number * 50) for number in range(70)]
+        bad = [
+            batch.pread(closed, 1, 0),
+            batch.pread(blind, 1, 0),
+            batch.pread(file, -1, 0),
+            batch.pread(file, 1, -1),
+            batch.pread(file, 1, 2**70),
+            batch.preadinto(file, b"read-only", 0),
+        ]
+        into = [batch.preadinto(file, buffer, 2995) for buffer in buffers]
+        size = batch.fstat(file)
+        assert [result.result() for result in good] == [
+            data[number * 50 : number * 50 + 100] for number in range(70)
+        ]
+        for result in bad:
+            assert isinstance(result.exception(), (OSError, ValueError, TypeError, OverflowError))
+        assert [result.result() for result in into] == [5, 5, 5]
+        buffers[0][:] = b"mine now.."
+        assert size.result().st_size == 3000
+    assert [bytes(buffer[:5]) for buffer in buffers] == [b"mine ", data[-5:], data[-5:]]
+    assert worker.ran.count("PreadMany") >= 2

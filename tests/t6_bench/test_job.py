@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nova_mp.bench.echo import is_echo, load_echo
 from nova_mp.bench.job import JobError, find_preset, load_job, read_arena, read_tables
 from nova_mp.bench.micro import is_micro, load_micro
 from nova_mp.bench.snapshots import is_snapshots, load_snapshots
@@ -33,6 +34,8 @@ def test_every_job_that_is_delivered_can_be_read(path: Path) -> None:
         assert load_micro(path).cases
     elif is_snapshots(path):
         assert load_snapshots(path)[0].cpus
+    elif is_echo(path):
+        assert load_echo(path).depth > 1
     else:
         assert load_job(path).clients
 
