@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nova_mp.bench.crowd import is_crowd, load_crowd
 from nova_mp.bench.echo import is_echo, load_echo
 from nova_mp.bench.job import JobError, find_preset, load_job, read_arena, read_tables
 from nova_mp.bench.micro import is_micro, load_micro
@@ -34,6 +35,8 @@ def test_every_job_that_is_delivered_can_be_read(path: Path) -> None:
         assert load_micro(path).cases
     elif is_snapshots(path):
         assert load_snapshots(path)[0].cpus
+    elif is_crowd(path):
+        assert any(load_crowd(path)[1:])
     elif is_echo(path):
         assert load_echo(path).depth > 1
     else:

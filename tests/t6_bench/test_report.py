@@ -99,10 +99,11 @@ def test_the_page_of_a_micro_benchmark(tmp_path: Path) -> None:
 
 
 def test_the_page_of_a_load(tmp_path: Path) -> None:
-    page = render(load_result())
+    result = load_result()
+    page = render(result)
     check_page(page)
     assert "include waiting for a core" in page
-    write_html(load_result(), tmp_path / "r.html")
+    write_html(result, tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size == len(page.encode())
 
 
