@@ -104,7 +104,7 @@ def main() -> int:
         return 130
     except BaseException:
         failed = True
-        print(f"\nfailed at {progress.last}; logs and records are in {folder}")
+        print(f"\nfailed at {progress.last}; the engine's log is in {folder}")
         raise
     finally:
         if not failed:

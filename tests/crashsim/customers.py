@@ -8,6 +8,7 @@ carried out: it looks, and what it finds must be the one or the other.
 from __future__ import annotations
 
 import random
+import signal
 import time
 from typing import Any
 
@@ -56,6 +57,8 @@ def work(
 ) -> None:
     """Life of client `number`, whose files are `model` now."""
     cpu = number % cpus
+    # Ctrl-C is for the test, which then kills its clients.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     fs = reach(name, kind, cpu, board)
     rng = random.Random(seed)
     record = board.record(number)
@@ -105,6 +108,7 @@ def keep(name: str, seed: int, number: int, board: Board) -> None:
     """Life of the keeper: takes, browses and deletes snapshots through the coordinator."""
     rng = random.Random(seed)
     record = board.record(number)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     fs = reach(name, ATTACHED, 0, board)
     while True:
         board.rest(record)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -343,6 +344,12 @@ class Siege:
             assert not lines, lines[:5]
         self.staff()
 
+    def keep_log(self) -> None:
+        """After a failure: the engine's log outlives its arena, beside the runtime folders."""
+        log = config.runtime_path(self.name) / "engine.log"
+        with suppress(OSError):
+            shutil.copy(log, config.runtime_root().parent / f"{self.name}.log")
+
     def end(self) -> None:
         """Leave nothing, whatever happened."""
         for pid in filter(None, self.pids):
@@ -360,5 +367,8 @@ def siege(name: str, seed: int) -> Iterator[Siege]:
     try:
         made.begin()
         yield made
+    except BaseException:
+        made.keep_log()
+        raise
     finally:
         made.end()
