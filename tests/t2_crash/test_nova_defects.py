@@ -181,7 +181,11 @@ def test_defect_06_epoch_before_snapshot(a: Arena) -> None:
 
 
 def test_defect_07_late_commit(a: Arena) -> None:
-    """An operation that had read the old epoch could commit after create had returned."""
+    """An operation that had read the old epoch could commit after create had returned.
+
+    A view waits for the operation's lock, so here it shows in the log's epochs at most; what is on
+    the medium when create returns, t4_cluster/test_snapshot_consistency.py looks at.
+    """
     beside_a_writer(a, 60)
     # Epochs never go back in a log, either: fsck checks that (LOG-2).
     sound(a.image())
