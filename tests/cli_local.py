@@ -7,6 +7,7 @@ does, so these tests need no engine and take no time; the engine has tests of it
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ class LocalFileSystem(FileSystem):
         return self._snapshots
 
     def _absent(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        raise io.UnsupportedOperation("a folder stands in for what commands on files need, no more")
 
     chown = freeze = getxattr = link = os_open = removexattr = setxattr = stats = unfreeze = _absent
 
