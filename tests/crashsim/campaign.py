@@ -55,8 +55,9 @@ def dies(pid: int, seconds: float) -> bool:
 class Failpoints:
     """Kills each role at each failpoint that it passes."""
 
-    def __init__(self, siege: Siege) -> None:
+    def __init__(self, siege: Siege, patience_s: float = PASSES_S) -> None:
         self._siege = siege
+        self._patience_s = patience_s
         self._deaths = 0
         self.passed: dict[str, list[str]] = {}
 
@@ -105,7 +106,7 @@ class Failpoints:
     def _waits_for(self, pid: int, provoked: bool) -> bool:
         """Whether the victim dies. The coordinator repairs the dead, so some have to die."""
         siege = self._siege
-        deadline = time.monotonic() + PASSES_S
+        deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline:
             if dies(pid, siege.rng.uniform(0.05, 0.2)):
                 return True
