@@ -15,10 +15,10 @@ from nova_mp.core.itable cimport (PI_LOG_HEAD, chunk_off_of, inode_at, inode_des
                                   unlink_block)
 from nova_mp.core.layout cimport (BLOCK_SHIFT, CHUNK_SLOTS, ENTRY_DENTRY, ENTRY_FLAG_REMOVED,
                                   ENTRY_FLAG_SIZE, ENTRY_LINK_CHANGE, ENTRY_MMAP_WRITE,
-                                  ENTRY_NEXT_PAGE, ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_XATTR,
-                                  INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES, LOG_SLOTS,
-                                  LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_FILE_WRITE, SS_INODE,
-                                  nv_dentry, nv_entry_header, nv_list_entry, nv_list_page_tail,
+                                  ENTRY_NEXT_PAGE, ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_WRITE,
+                                  ENTRY_XATTR, INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES,
+                                  LOG_SLOTS, LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_FILE_WRITE,
+                                  SS_INODE, nv_dentry, nv_entry_header, nv_list_entry, nv_list_page_tail,
                                   nv_mmap_write_entry,
                                   nv_setattr_entry, nv_snapshot_info, nv_write_entry,
                                   nv_xattr_entry)
@@ -68,12 +68,28 @@ cdef bint dentry_live(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogi
     return dir_lookup(c, h, <const char*>d.name, d.name_len) == off
 
 
+cdef bint size_needed(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogil:
+    # Entries about preserved pages tell no size. So a write whose pages they all took over may be
+    # the one that tells it, now or as of some snapshot.
+    cdef nv_entry_header* e = <nv_entry_header*>(c.pm + off)
+    cdef nv_entry_header* n
+    cdef uint64_t pos = log_position(c, off + e.slots * LINE_BYTES, h.log_tail_off)
+    while pos != h.log_tail_off:
+        n = <nv_entry_header*>(c.pm + pos)
+        if n.entry_type == ENTRY_WRITE or n.entry_type == ENTRY_SETATTR:
+            return between(c, e.epoch_id, n.epoch_id)
+        pos = log_position(c, pos + n.slots * LINE_BYTES, h.log_tail_off)
+    return True
+
+
 cdef bint write_needed(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogil:
     # An entry about preserved pages also tells older snapshots where their copies are.
     cdef nv_write_entry* e = <nv_write_entry*>(c.pm + off)
-    return (write_live(c, h, off) or between(c, e.epoch_id, e.dead_epoch_id)
-            or (e.entry_type == ENTRY_MMAP_WRITE
-                and between(c, (<nv_mmap_write_entry*>e).create_epoch_id, e.epoch_id)))
+    if write_live(c, h, off) or between(c, e.epoch_id, e.dead_epoch_id):
+        return True
+    if e.entry_type == ENTRY_MMAP_WRITE:
+        return between(c, (<nv_mmap_write_entry*>e).create_epoch_id, e.epoch_id)
+    return size_needed(c, h, off)
 
 
 cdef bint dentry_needed(nv_ctx* c, nv_inode_header* h, uint64_t off) noexcept nogil:
