@@ -9,7 +9,7 @@ DEBUG  := build/debug
 
 # Tests that need the core alone; the debug build runs them again with bounds checks and assertions.
 CORE_TESTS := $(wildcard tests/t0_layout tests/t1_core tests/t2_crash \
-  tests/t4_cluster/test_snapshot_consistency.py)
+  tests/t4_cluster/test_snapshot_consistency.py tests/t4_cluster/test_mmap_consistency.py)
 PYTEST_ARGS ?=
 
 export NOVA_MP_JOBS := $(JOBS)
@@ -66,7 +66,8 @@ crash: debug ## every crash test, with the power cut at each persist
 	NOVA_MP_DEBUG=1 PYTHONPATH=$(abspath $(DEBUG)) NOVA_MP_EXHAUSTIVE=1 \
 	  $(VENV)/bin/pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS) tests/t2_crash
 
-MODELS := tests/t1_core/test_model.py tests/t2_crash/test_snapshot_restart.py
+MODELS := tests/t1_core/test_model.py tests/t2_crash/test_snapshot_restart.py \
+  tests/t4_cluster/test_mmap_consistency.py
 
 torture: build debug ## 2,000 examples against the model; 1,000 kills and more; crowds; mutated messages
 	NOVA_MP_TORTURE=1 $(if $(SEED),NOVA_MP_SEED=$(SEED)) $(VENV)/bin/pytest -q -n $(JOBS) \

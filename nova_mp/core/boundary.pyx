@@ -8,7 +8,7 @@ from libc.string cimport memchr
 from nova_mp.core.arch cimport NV_DEBUG_BUILD
 from nova_mp.core.dram cimport (MEDIA_DRAM, MEDIA_PMEM, MEDIA_REAL, ROLE_CLEANER, ROLE_CLIENT,
                                 ROLE_COORDINATOR, ROLE_SUPERVISOR, ROLE_WORKER, WITHOUT_GRACE,
-                                WITHOUT_SECOND_LOOK)
+                                WITHOUT_HOLD, WITHOUT_SECOND_LOOK)
 
 ROLES = {
     "client": ROLE_CLIENT,
@@ -30,7 +30,7 @@ COUNTERS = {
     "timed_writes": 35, "timed_write_ns": 36, "timed_others": 37, "timed_other_ns": 38,
     "map_faults": 19, "preserved_pages": 39,
 }
-WITHOUT = {"grace": WITHOUT_GRACE, "second-look": WITHOUT_SECOND_LOOK}
+WITHOUT = {"grace": WITHOUT_GRACE, "second-look": WITHOUT_SECOND_LOOK, "hold": WITHOUT_HOLD}
 DEBUG_BUILD = bool(NV_DEBUG_BUILD)
 
 

@@ -421,6 +421,7 @@ cdef enum:
     NV_FROZEN = -100001              # frozen: let go of everything, wait, do it again
     WITHOUT_GRACE = 1                # grace periods end at once
     WITHOUT_SECOND_LOOK = 2          # operations do not read the epoch again (SYNC-2)
+    WITHOUT_HOLD = 3                 # pages are protected one by one, faults not held back (MAP-2)
     MEDIA_DRAM = 0
     MEDIA_PMEM = 1                   # emulated
     MEDIA_REAL = 2                   # write back cache lines for real

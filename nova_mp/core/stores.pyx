@@ -4,9 +4,11 @@ from libc.errno cimport EPERM, ESRCH, ETIMEDOUT
 from posix.unistd cimport close
 from nova_mp.core.arch cimport (nv_fence_full, nv_futex_wait, nv_futex_wake, nv_load32,
                                 nv_monotonic_ns, nv_pause, nv_store32, nv_xchg32)
-from nova_mp.core.dram cimport MAP_RECORDS, MAP_WRITABLE, SLOT_ACTIVE, nv_slot, slot_at
+from nova_mp.core.dram cimport (MAP_RECORDS, MAP_WRITABLE, SLOT_ACTIVE, WITHOUT_HOLD, nv_slot,
+                                slot_at)
+from nova_mp.core.layout cimport BLOCK_BYTES
 from nova_mp.core.pmem cimport fail_point
-from nova_mp.core.sync cimport slot_dead
+from nova_mp.core.sync cimport slot_dead, without
 
 cdef extern from "<errno.h>":
     enum: ENOENT
@@ -88,6 +90,18 @@ cdef nv_slot* busy_resolver(nv_ctx* c, uint64_t ns) noexcept nogil:
     return NULL
 
 
+cdef int protect_range(nv_ctx* c, int fd, uint64_t at, uint64_t n_bytes) noexcept nogil:
+    cdef uint64_t step = n_bytes
+    cdef uint64_t done = 0
+    cdef int rc = 0
+    if without(c, WITHOUT_HOLD):
+        step = BLOCK_BYTES
+    while done < n_bytes and rc == 0:
+        rc = nv_uffd_protect(fd, at + done, step, 1)
+        done += step
+    return rc
+
+
 cdef int protect_with(nv_ctx* c, nv_slot* s, int fd) noexcept nogil:
     cdef uint64_t off = s.map_head
     cdef nv_map* m
@@ -97,7 +111,7 @@ cdef int protect_with(nv_ctx* c, nv_slot* s, int fd) noexcept nogil:
         for i in range(MAP_RECORDS):
             m = &map_page(c, off).maps[i]
             if m.ino and m.at and m.flags & MAP_WRITABLE:
-                rc = nv_uffd_protect(fd, m.at, m.bytes, 1)
+                rc = protect_range(c, fd, m.at, m.bytes)
                 if rc and rc != -ENOENT:
                     return rc
         off = map_page(c, off).next_off
@@ -165,7 +179,8 @@ cdef int protect_all(nv_ctx* c) noexcept nogil:
 
 cdef int hold_once(nv_ctx* c) noexcept nogil:
     cdef nv_slot* late
-    nv_xchg32(&c.hdr.hold, c.id)
+    if not without(c, WITHOUT_HOLD):
+        nv_xchg32(&c.hdr.hold, c.id)
     fail_point(c, "stores.held")
     late = busy_resolver(c, HOLD_NS)
     if late == NULL:

@@ -17,7 +17,8 @@
 #   SYNC-4  No code stores to a caller's memory while it holds a lock or has announced an epoch.
 
 from libc.stdint cimport uint32_t, uint64_t
-from nova_mp.core.arch cimport nv_fence_acquire, nv_fence_release, nv_load32, nv_store32
+from nova_mp.core.arch cimport (NV_DEBUG_BUILD, nv_fence_acquire, nv_fence_release, nv_load32,
+                                nv_store32)
 from nova_mp.core.dram cimport nv_arena, nv_ctx, nv_inode_header, nv_slot
 
 cdef enum:
@@ -69,3 +70,8 @@ cdef inline uint32_t seq_read(nv_inode_header* h) noexcept nogil:
 cdef inline bint seq_same(nv_inode_header* h, uint32_t seq) noexcept nogil:
     nv_fence_acquire()
     return nv_load32(&h.seq) == seq
+
+
+cdef inline bint without(nv_ctx* c, uint32_t protection) noexcept nogil:
+    # Debug builds can do without a protection (NOVA_MP_WITHOUT), so that tests show its need.
+    return NV_DEBUG_BUILD and c.a.without == protection

@@ -3,9 +3,9 @@
 from libc.errno cimport ETIMEDOUT
 from libc.string cimport memset, strncpy
 from posix.unistd cimport getpid
-from nova_mp.core.arch cimport (NV_DEBUG_BUILD, nv_assert, nv_cas32, nv_fence_full, nv_futex_wait,
-                                nv_futex_wake, nv_gettid, nv_load64, nv_monotonic_ns, nv_pause,
-                                nv_store64, nv_thread_start_time, nv_xchg32, nv_xchg64)
+from nova_mp.core.arch cimport (nv_assert, nv_cas32, nv_fence_full, nv_futex_wait, nv_futex_wake,
+                                nv_gettid, nv_load64, nv_monotonic_ns, nv_pause, nv_store64,
+                                nv_thread_start_time, nv_xchg32, nv_xchg64)
 from nova_mp.core.dram cimport (CNT_COUNT, CNT_EPOCH_RETRIES, CNT_LOCK_WAIT_NS, CNT_LOCK_WAITS,
                                 CNT_OPS, CNT_TIMED_OTHERS, CNT_TIMED_WRITES, LOCK_OWNER,
                                 LOCK_WAITERS, MAX_LOCKS, MAX_SLOTS, NV_FROZEN, NV_RETRY, OP_NONE,
@@ -122,11 +122,6 @@ cdef void held_up(nv_ctx* c, int op) noexcept nogil:
     # Where a protection is off, one operation in a few takes so long that snapshots meet it.
     if c.slot.counters[CNT_OPS + op] % HELD_UP_EVERY == 0:
         nv_futex_wait(&c.hdr.gate_futex, nv_load32(&c.hdr.gate_futex), HELD_UP_NS)
-
-
-cdef inline bint without(nv_ctx* c, uint32_t protection) noexcept nogil:
-    # Debug builds can do without a protection (NOVA_MP_WITHOUT), so that tests show its need.
-    return NV_DEBUG_BUILD and c.a.without == protection
 
 
 cdef int op_begin(nv_ctx* c, int op) noexcept nogil:
