@@ -176,6 +176,17 @@ def one_of(*choices: str) -> Callable[[Any], str]:
     return convert
 
 
+def each(convert: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """A converter for lists."""
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"expected a list, got {value!r}")
+        return tuple(convert(one) for one in value)
+
+    return read
+
+
 def table(value: Any) -> dict[str, Any]:
     """A converter for tables."""
     if not isinstance(value, dict):

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import crowd, echo, micro
+from . import crowd, echo, mapview, micro
 from .histogram import CURVE
 from .snapview import Sheet, sheets
 from .svg import Axis, Bar, Line, bars, lines
@@ -56,7 +56,7 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 def render(result: dict[str, Any]) -> str:
     """The whole page."""
     bodies = {"micro": _micro, "load": _load, "snapshots": _snapshots, "crowd": _crowd,
-              "echo": _echo}
+              "echo": _echo, "mapped": _mapped}
     kind = result["kind"]
     if kind not in bodies:
         raise ValueError(f"no page for results of kind {kind!r}")
@@ -246,6 +246,10 @@ def _snapshots(result: dict[str, Any]) -> list[str]:
 
 def _echo(result: dict[str, Any]) -> list[str]:
     return _sheets(echo.sheets(result))
+
+
+def _mapped(result: dict[str, Any]) -> list[str]:
+    return _sheets(mapview.sheets(result))
 
 
 # ----------------------------------------------------------------------------------- load

@@ -10,6 +10,7 @@ from .crowd import is_crowd, run_crowd
 from .echo import is_echo, run_echo
 from .job import load_job
 from .loadgen import run_load
+from .mapped import is_mapped, run_mapped
 from .micro import is_micro, run_micro
 from .report import write_html, write_json
 from .snapshots import is_snapshots, run_snapshots
@@ -24,9 +25,9 @@ def run_job(
     """Run a job file and return its result (docs/BENCHMARKS.md has the fields).
 
     A file with [[cases]] is a micro benchmark, one with [snapshot_bench] measures snapshots, one
-    with [crowd] or [footprint] many processes, one with [echo] messages, any other is a load job.
-    ``out`` gets the result as JSON, ``html`` as a page. ``progress(label, done, total)`` is called
-    as it goes.
+    with [crowd] or [footprint] many processes, one with [echo] messages, one with
+    [mapped_bench] mapped files, any other is a load job. ``out`` gets the result as JSON, ``html``
+    as a page. ``progress(label, done, total)`` is called as it goes.
 
     Raises JobError (a NovaError and a ValueError) for a file that does not fit, FileNotFoundError
     when there is none, and NovaError or OSError when it cannot be run.
@@ -40,6 +41,8 @@ def run_job(
         result = run_crowd(where, progress)
     elif is_echo(where):
         result = run_echo(where, progress)
+    elif is_mapped(where):
+        result = run_mapped(where, progress)
     else:
         result = run_load(load_job(where), progress)
     if out is not None:

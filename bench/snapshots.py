@@ -14,7 +14,7 @@ from nova_mp.config import CPUS_MAX, parse_size
 
 from . import snapcases, snappeers
 from .environment import describe
-from .job import NO_KEYS, JobError, Table, number, one_of, read_tables, table, whole
+from .job import NO_KEYS, JobError, Table, each, number, one_of, read_tables, table, whole
 from .snapcases import SnapshotPlan
 from .units import parse_duration
 
@@ -25,15 +25,6 @@ OUTPUT_VERSION = 1
 def is_snapshots(path: Path) -> bool:
     """Whether a job file is one for this module."""
     return "snapshot_bench" in read_tables(path)
-
-
-def _each(convert: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    def read(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise ValueError(f"expected a list, got {value!r}")
-        return tuple(convert(one) for one in value)
-
-    return read
 
 
 def _duration_name(value: Any) -> str:
@@ -48,13 +39,13 @@ def load_snapshots(path: Path) -> tuple[SnapshotPlan, dict[str, Any]]:
     keys = Table(top.take("snapshot_bench", table), "snapshot_bench")
     plan = SnapshotPlan(
         seed=keys.take("seed", whole(0), 1),
-        cpus=keys.take("cpus", _each(whole(1, CPUS_MAX)), (1, 4, 32)),
+        cpus=keys.take("cpus", each(whole(1, CPUS_MAX)), (1, 4, 32)),
         creates=keys.take("creates", whole(3), 300),
         create_time_ns=keys.take("create_time", parse_duration, 1_500_000_000),
         small_bytes=keys.take("small", parse_size, 256 << 20),
         large_bytes=keys.take("large", parse_size, 8 << 30),
-        working_sets=keys.take("working_sets", _each(parse_size), (256 << 10, 16 << 20, 64 << 20)),
-        every=keys.take("every", _each(_duration_name), ("100ms", "10ms")),
+        working_sets=keys.take("working_sets", each(parse_size), (256 << 10, 16 << 20, 64 << 20)),
+        every=keys.take("every", each(_duration_name), ("100ms", "10ms")),
         window_ns=keys.take("window", parse_duration, 500_000_000),
         repeats=keys.take("repeats", whole(1, 1000), 5),
         keep=keys.take("keep", whole(1), 4),
@@ -62,7 +53,7 @@ def load_snapshots(path: Path) -> tuple[SnapshotPlan, dict[str, Any]]:
         entries=keys.take("entries", whole(1000), 100_000),
         peer_bytes=keys.take("peer_data", parse_size, 256 << 20),
         peer_creates=keys.take("peer_creates", whole(1), 20),
-        peers=keys.take("peers", _each(one_of(*snappeers.KINDS)), snappeers.KINDS),
+        peers=keys.take("peers", each(one_of(*snappeers.KINDS)), snappeers.KINDS),
     )
     keys.done()
     wanted = Table(top.take("targets", table, NO_KEYS), "targets")

@@ -109,6 +109,10 @@ def summary(result: dict[str, Any]) -> list[str]:
         from nova_mp.bench import echo
 
         return _sheets(echo.sheets(result))
+    if result["kind"] == "mapped":
+        from nova_mp.bench import mapview
+
+        return _sheets(mapview.sheets(result))
     if result["kind"] == "crowd":
         from nova_mp.bench import crowd
 

@@ -1,0 +1,315 @@
+"""What stores into memory cost beside snapshots of it: the loops, and the kinds of memory.
+
+Every kind is measured by a process of its own, by the same loops:
+
+- freeze: all pages are stored to, then one snapshot is taken, on the clock, and dropped;
+- first store: a snapshot is taken, then one word is stored to pages in random order, each store
+  between two readings of the clock (`idle` is the same again, when nothing is left to do);
+- rewrite: a snapshot is taken, then everything is copied over, in order; and, taking turns, the
+  same bytes are copied over plain memory of the same size, shared as well;
+- steady: the same without a snapshot;
+- pause: the longest single store from just before a snapshot is taken until the next one is.
+
+Nothing is cleaned or freed on the clock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+from .peers import scratch_directory
+from .snapload import spread, touch_all
+from .snappeers import Fork
+from .timing import collector_off
+
+PAGE = 4096
+WORDS = PAGE // 8
+LONG_NS = 1000
+"""Stores that take less are not kept for the search of a pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappedPlan:
+    """A job file's [mapped_bench]; docs/BENCHMARKS.md says what the keys mean."""
+
+    seed: int
+    large_bytes: int
+    small_bytes: int
+    repeats: int
+    first_stores: int
+    snapshots: int
+    every_ns: int
+    peers: tuple[str, ...]
+
+
+class Memory(Protocol):
+    """Memory that snapshots can be taken of."""
+
+    words: Any
+
+    def take(self) -> Any:
+        """Take one and return what `drop` needs."""
+
+    def drop(self, taken: Any) -> None:
+        """Let go of it, and wait until nothing is left of it."""
+
+
+class Mapped:
+    """A file of an arena, mapped."""
+
+    def __init__(self, file_system: Any, path: str, size: int, stack: ExitStack) -> None:
+        self.file_system = file_system
+        file = stack.enter_context(file_system.open(path, "x+b"))
+        file.truncate(size)
+        self.words = words_of(file.mmap())
+
+    def take(self) -> int:
+        """The call that the coordinator makes, without the message."""
+        return int(self.file_system.snapshot_create(None))
+
+    def drop(self, taken: int) -> None:
+        """Delete it; the cleaner's work is done here."""
+        self.file_system.snapshot_delete(taken)
+        while self.file_system.reclaim():
+            continue
+
+
+class Forked(Fork):
+    """Private memory; a child keeps it as it was (copy on write)."""
+
+    def __init__(self, size: int) -> None:
+        self.words = words_of(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+class Plain:
+    """Shared memory of tmpfs, and nothing else."""
+
+    def __init__(self, where: str, size: int) -> None:
+        self.size = size
+        with open(f"{where}/{len(os.listdir(where))}", "x+b", buffering=0) as file:
+            file.truncate(size)
+            self.memory = mmap.mmap(file.fileno(), size)
+        self.words = words_of(self.memory)
+        self.words[::WORDS] = 1
+
+    def take(self) -> None:
+        """There are no snapshots of it."""
+
+    def drop(self, taken: None) -> None:
+        """Nothing to let go of."""
+
+
+class Copied(Plain):
+    """Shared memory; whoever stores makes a copy of it and goes on."""
+
+    def __init__(self, where: str, size: int) -> None:
+        super().__init__(where, size)
+        self.copy = Plain(where, size).words
+
+    def take(self) -> None:
+        """Copy all of it into memory that is there already."""
+        self.copy[:] = self.words
+
+
+class Protected(Plain):
+    """Shared memory, write-protected by one `mprotect`; what a store would cost is not in it."""
+
+    def __init__(self, where: str, size: int) -> None:
+        super().__init__(where, size)
+        self.call = ctypes.CDLL(None, use_errno=True).mprotect
+        self.at = self.words.ctypes.data
+
+    def _protect(self, how: int) -> None:
+        if self.call(ctypes.c_void_p(self.at), ctypes.c_size_t(self.size), how):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def take(self) -> None:
+        """Make it read-only."""
+        self._protect(mmap.PROT_READ)
+
+    def drop(self, taken: None) -> None:
+        """Make it writable again."""
+        self._protect(mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def words_of(buffer: Any) -> Any:
+    """A buffer as an array of 64-bit words."""
+    import numpy
+
+    return numpy.frombuffer(buffer, dtype=numpy.uint64)
+
+
+# ------------------------------------------------------------------------------------ loops
+
+
+def freeze(memory: Memory, repeats: int) -> dict[str, float]:
+    """ns that a snapshot takes when all pages have been stored to."""
+    took = []
+    for _ in range(repeats + 1):
+        memory.words[::WORDS] += 1
+        start = perf_counter_ns()
+        taken = memory.take()
+        took.append(perf_counter_ns() - start)
+        memory.drop(taken)
+    return spread(took[1:])
+
+
+def first_stores(memory: Memory, plan: MappedPlan) -> dict[str, Any]:
+    """ns of the first store to a page after a snapshot, and of another one to the same page."""
+    pages = list(range(len(memory.words) // WORDS))
+    random.Random(plan.seed).shuffle(pages)
+    places = [page * WORDS for page in pages[: plan.first_stores]]
+    memory.words[::WORDS] += 1
+    taken = memory.take()
+    view = memoryview(memory.words)
+    found = {}
+    for name in ("first", "idle"):
+        took = []
+        for place in places:
+            start = perf_counter_ns()
+            view[place] = 1
+            took.append(perf_counter_ns() - start)
+        found[name] = spread(took)
+    view.release()
+    memory.drop(taken)
+    return found
+
+
+def copies(memory: Memory, plain: Plain, repeats: int) -> dict[str, Any]:
+    """Rates of copies over everything, over those of plain memory beside it."""
+    source = plain.words.copy()
+    ratios: dict[str, list[float]] = {"rewrite": [], "steady": []}
+    rates = []
+    for turn in range(repeats + 1):
+        base = _copy_ns(plain.words, source)
+        taken = memory.take()
+        after = _copy_ns(memory.words, source)
+        base = (base + _copy_ns(plain.words, source)) // 2
+        memory.drop(taken)
+        # What is protected still is not any more after this.
+        _copy_ns(memory.words, source)
+        steady = [(_copy_ns(plain.words, source), _copy_ns(memory.words, source)) for _ in range(3)]
+        if turn:
+            rates.append(plain.words.nbytes * 1e9 / base)
+            ratios["rewrite"].append(base / after)
+            ratios["steady"] += [one / other for one, other in steady]
+    found = {name: statistics.median(values) for name, values in ratios.items()}
+    return {**found, "plain_bytes_per_second": statistics.median(rates)}
+
+
+def _copy_ns(to: Any, source: Any) -> int:
+    start = perf_counter_ns()
+    to[:] = source
+    return perf_counter_ns() - start
+
+
+def own_pauses(memory: Memory, plan: MappedPlan) -> list[int]:
+    """ns that a thread is kept from storing by a snapshot it takes itself, first store included."""
+    draw = random.Random(plan.seed)
+    pages = len(memory.words) // WORDS
+    view = memoryview(memory.words)
+    found = []
+    for _ in range(min(plan.snapshots, 30)):
+        for _ in range(1000):
+            view[draw.randrange(pages) * WORDS] = 1
+        start = perf_counter_ns()
+        taken = memory.take()
+        view[draw.randrange(pages) * WORDS] = 1
+        found.append(perf_counter_ns() - start)
+        memory.drop(taken)
+    view.release()
+    return found
+
+
+def long_stores(words: Any, seed: int, stop: Callable[[], bool]) -> list[tuple[int, int]]:
+    """Stores to pages in random order until told to stop: (start, ns) of all that took long."""
+    pages = list(range(len(words) // WORDS))
+    random.Random(seed).shuffle(pages)
+    view = memoryview(words)
+    found = []
+    while not stop():
+        for page in pages[:4096]:
+            start = perf_counter_ns()
+            view[page * WORDS] = 1
+            end = perf_counter_ns()
+            if end - start > LONG_NS:
+                found.append((start, end - start))
+        pages = pages[4096:] + pages[:4096]
+    view.release()
+    return found
+
+
+# -------------------------------------------------------------------------------- processes
+
+
+def mapped_main(pipe: Connection, name: str, plan: MappedPlan, protection: str) -> None:
+    """A process that maps files of an arena: measures, then stores until it is told to stop."""
+    import nova_mp
+
+    os.environ["NOVA_MP_MMAP_PROTECTION"] = protection
+    with collector_off(), nova_mp.attach(name) as file_system, ExitStack() as stack:
+        touch_all(file_system)
+        found = _measured(plan, lambda size: Mapped(file_system, f"/{size}", size, stack), stack)
+        memory = Mapped(file_system, "/pause", plan.large_bytes, stack)
+        memory.words[::WORDS] = 1
+        pipe.send(("ok", found))
+        with suppress(EOFError):
+            pipe.recv()
+            pipe.send(("ok", None))
+            stores = long_stores(memory.words, plan.seed, pipe.poll)
+            pipe.recv()
+            pipe.send(("ok", stores))
+            pipe.recv()
+        del memory
+
+
+def memory_main(pipe: Connection, kind: str, plan: MappedPlan) -> None:
+    """A process with memory of another kind."""
+    with collector_off(), scratch_directory("/dev/shm") as where, ExitStack() as stack:
+        if kind == "mprotect":
+            large = Protected(where, plan.large_bytes)
+            pipe.send(("ok", {"freeze": freeze(large, plan.repeats)}))
+        else:
+            makers: dict[str, Callable[[int], Memory]] = {
+                "fork": Forked, "copy": lambda size: Copied(where, size),
+                "plain": lambda size: Plain(where, size),
+            }
+            found = _measured(plan, makers[kind], stack)
+            if kind != "plain":
+                found["pause"] = spread(own_pauses(makers[kind](plan.large_bytes), plan))
+            pipe.send(("ok", found))
+        with suppress(EOFError):
+            pipe.recv()
+
+
+def _measured(
+    plan: MappedPlan, make: Callable[[int], Memory], stack: ExitStack
+) -> dict[str, Any]:
+    small = make(plan.small_bytes)
+    small.words[::WORDS] = 1
+    where = stack.enter_context(scratch_directory("/dev/shm"))
+    found = first_stores(small, plan)
+    found |= copies(small, Plain(where, plan.small_bytes), plan.repeats)
+    del small
+    large = make(plan.large_bytes)
+    found["freeze"] = freeze(large, plan.repeats)
+    return found
+
+
+@contextmanager
+def stores_beside(pool: Any) -> Iterator[list[tuple[int, int]]]:
+    """A process of `mapped_main` stores meanwhile; its long stores are in the list afterwards."""
+    found: list[tuple[int, int]] = []
+    pool.call("store")
+    yield found
+    found += pool.call("stop")[0]
