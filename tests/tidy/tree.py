@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("nova_mp", "workers", "bench", "tests", "setup.py")
+CODE = ("nova_mp", "workers", "bench", "examples", "tests", "setup.py")
 PROSE = ("docs", "config", ".ci", "Makefile", "README.md", "CONTRIBUTING.md", "pyproject.toml")
 PYTHON, CYTHON, HEADER = (".py",), (".pyx", ".pxd"), (".h",)
 
