@@ -18,10 +18,9 @@ from nova_mp.core.layout cimport (BLOCK_SHIFT, CHUNK_SLOTS, ENTRY_DENTRY, ENTRY_
                                   ENTRY_NEXT_PAGE, ENTRY_SETATTR, ENTRY_SNAPSHOT_INFO, ENTRY_WRITE,
                                   ENTRY_XATTR, INO_CHUNK_SHIFT, INO_SLOT_BITS, LINE_BYTES,
                                   LOG_SLOTS, LOG_TAIL_OFF, MAX_CPUS, SNAPSHOT_INO, SS_FILE_WRITE,
-                                  SS_INODE, nv_dentry, nv_entry_header, nv_list_entry, nv_list_page_tail,
-                                  nv_mmap_write_entry,
-                                  nv_setattr_entry, nv_snapshot_info, nv_write_entry,
-                                  nv_xattr_entry)
+                                  SS_INODE, nv_dentry, nv_entry_header, nv_list_entry,
+                                  nv_list_page_tail, nv_mmap_write_entry, nv_setattr_entry,
+                                  nv_snapshot_info, nv_write_entry, nv_xattr_entry)
 from nova_mp.core.log cimport log_new_page, log_position, page_of, page_tail, slot_of
 from nova_mp.core.pmem cimport (fail_point, pm_copy, pm_fence, pm_flush, pm_persist, pm_store16,
                                 pm_store64, pm_word)
