@@ -89,6 +89,7 @@ cdef enum:
     MAP_RECORDS = 84                 # in a page of a process's table of mappings
     MAP_WRITABLE = 1                 # nv_map flags
     MAP_SNAPSHOT = 2                 # of a snapshot's file
+    MAP_INHERITED = 8                # by a forked child: there already, wherever the file ends
 
 
 cdef struct nv_index:                # IN DRAM. Sparse array of 8-byte words; see index.pxd
@@ -244,7 +245,7 @@ cdef struct nv_slot:                 # IN DRAM. One thread of an attached proces
     uint32_t map_bell                # process slot: woken to protect, or for a fault (SIGSEGV)
     uint32_t protect_asked           # process slot: grows when all is to be protected (SIGSEGV)
     uint32_t protect_done            # process slot: follows protect_asked
-    uint32_t slot_pad
+    uint32_t map_thread              # process slot: number + 1 of the slot of what resolves faults
     # -- statistics
     uint64_t counters[40]            # see COUNTERS in sync.pyx
 

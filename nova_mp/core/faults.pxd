@@ -56,5 +56,5 @@ cdef nv_faults* faults_start(nv_arena* a, nv_slot* process, bint signals, int* e
 cdef void faults_stop(nv_faults* f) noexcept nogil
 cdef void faults_forget(nv_faults* f) noexcept nogil
 cdef int faults_add(nv_ctx* c, nv_faults* f, nv_map* m, uint8_t* at, uint64_t pages) noexcept nogil
-cdef void faults_disown(nv_faults* f, uint64_t i) noexcept nogil
+cdef void faults_disown(nv_faults* f) noexcept nogil
 cdef void faults_remove(nv_faults* f, uint64_t at) noexcept nogil

@@ -3,11 +3,13 @@
 from libc.errno cimport ENOMEM, ENOSPC
 from libc.stdlib cimport calloc, free, realloc
 from posix.unistd cimport close
-from nova_mp.core.arch cimport nv_futex_wait, nv_futex_wake, nv_load32, nv_store32
+from nova_mp.core.arch cimport (nv_futex_wait, nv_futex_wake, nv_load32, nv_load64,
+                                nv_store32)
 from nova_mp.core.dram cimport NV_FROZEN, ROLE_CLIENT
 from nova_mp.core.mapping cimport resolve_pages
 from nova_mp.core.pmem cimport fail_point
 from nova_mp.core.reclaim cimport gc_inode
+from nova_mp.core.snaplist cimport spare_drop
 from nova_mp.core.stores cimport fault_enter, fault_leave, hold_wait
 from nova_mp.core.sync cimport ctx_init, gate_wait, slot_give_back, slot_take
 
@@ -21,6 +23,7 @@ cdef extern from "uffd.h" nogil:
     int nv_segv_install()
     int nv_area_add(uint8_t* at, uint64_t n_bytes, uint32_t* bell, nv_fault* faults)
     void nv_area_remove(uint8_t* at)
+    void nv_areas_forget(nv_fault* faults)
     nv_fault* nv_fault_next(nv_fault* faults, int* at)
     void nv_fault_done(nv_fault* fault)
     void nv_ring(uint32_t* bell)
@@ -153,8 +156,8 @@ cdef void run_uffd(nv_ctx* c, nv_faults* f) noexcept nogil:
         at = nv_uffd_next(f.fd, &tid)
         while at and not nv_load32(&f.stopping):
             resolve(c, f, at, tid)
+            collect(c)
             at = nv_uffd_next(f.fd, &tid)
-        collect(c)
 
 
 cdef void run_signals(nv_ctx* c, nv_faults* f) noexcept nogil:
@@ -169,8 +172,8 @@ cdef void run_signals(nv_ctx* c, nv_faults* f) noexcept nogil:
         while fault != NULL:
             resolve(c, f, fault.at, fault.tid)
             nv_fault_done(fault)
+            collect(c)
             fault = nv_fault_next(f.posted, &at)
-        collect(c)
         nv_futex_wait(&f.process.map_bell, seen, 1000000000)
 
 
@@ -180,6 +183,7 @@ cdef void* thread_body(void* argument) noexcept nogil:
     cdef int nr = slot_take(f.a, ROLE_CLIENT, f.cpu, f.a.process_slot + 1, "faults")
     if nr >= 0:
         ctx_init(&c, f.a, nr)
+        nv_store32(&f.process.map_thread, c.id)
     nv_store32(&f.ready, 1 if nr >= 0 else 2)
     nv_futex_wake(&f.ready, 1)
     if nr < 0:
@@ -188,6 +192,7 @@ cdef void* thread_body(void* argument) noexcept nogil:
         run_signals(&c, f)
     else:
         run_uffd(&c, f)
+    spare_drop(&c)
     slot_give_back(&c, c.slot)
     return NULL
 
@@ -270,13 +275,14 @@ cdef void faults_forget(nv_faults* f) noexcept nogil:
 # ---- mappings -----------------------------------------------------------------------------------
 
 cdef int protect_new(nv_ctx* c, nv_faults* f, uint8_t* at, uint64_t n_bytes) noexcept nogil:
-    cdef bint snapshots = c.hdr.snap_live != 0
+    # Stores have to be caught while there are snapshots, and while the arena is frozen.
+    cdef bint catch = c.hdr.snap_live != 0 or nv_load64(&c.hdr.gate) & 1
     cdef int rc
     if f.protection == NV_PROTECT_SIGNAL:
-        rc = nv_access(at, n_bytes, 0 if snapshots else 1)
+        rc = nv_access(at, n_bytes, 0 if catch else 1)
         return rc if rc else nv_area_add(at, n_bytes, &f.process.map_bell, f.posted)
     rc = nv_uffd_register(f.fd, at, n_bytes)
-    if rc == 0 and snapshots:
+    if rc == 0 and catch:
         rc = nv_uffd_protect(f.fd, <uint64_t>at, n_bytes, 1)
     return rc
 
@@ -311,10 +317,11 @@ cdef int faults_add(nv_ctx* c, nv_faults* f, nv_map* m, uint8_t* at, uint64_t pa
     return rc
 
 
-cdef void faults_disown(nv_faults* f, uint64_t i) noexcept nogil:
-    # In a forked child, which inherits the memory but not its protection.
-    if f.protection == NV_PROTECT_SIGNAL:
-        nv_area_remove(<uint8_t*>f.items[i].at)
+cdef void faults_disown(nv_faults* f) noexcept nogil:
+    # In a forked child, which inherits the memory but not its protection. The lists may be those of
+    # a moment in which another thread of the parent changed them.
+    nv_areas_forget(f.posted)
+    faults_forget(f)
 
 
 cdef void faults_remove(nv_faults* f, uint64_t at) noexcept nogil:

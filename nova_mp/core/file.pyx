@@ -287,11 +287,11 @@ cdef int fallocate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t 
     cdef uint64_t hole_end
     cdef uint64_t* cell
     cdef nv_setattr_entry e
-    cdef int rc = index_reserve(c, h, &h.index, page, end - 1)
-    if rc == 0 and size > h.size and h.maps:
-        rc = zero_past_end(c, h, ino, size)
-    elif rc == 0 and size > h.size:
-        rc = trim_pages(c, h, ino)
+    cdef int rc = 0
+    if size > h.size:
+        rc = zero_past_end(c, h, ino, size) if h.maps else trim_pages(c, h, ino)
+    if rc == 0:
+        rc = index_reserve(c, h, &h.index, page, end - 1)
     if rc:
         return rc
     tx_open(c, ino, h.log_tail_off)

@@ -315,6 +315,9 @@ cdef void apply_write(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t off)
     if e.entry_type == ENTRY_MMAP_WRITE:
         h.preserved += 1
         return
+    if e.size < h.size:
+        # While rebuilding: the truncation of a mapped file came before, and was said again later.
+        h.flags |= INODE_PAST_END
     h.size = e.size
     h.mtime_ns = e.mtime_ns
     h.ctime_ns = e.mtime_ns

@@ -6,12 +6,12 @@ from nova_mp.core.process cimport Process
 
 cdef class Mapping:
     cdef Process core
-    cdef object keeper               # the snapshot's view, for a file of a snapshot
     cdef readonly object name
     cdef uint64_t ino
     cdef uint64_t pgoff
     cdef uint32_t generation
-    cdef uint32_t cell               # of the open table: the file lives as long as the mapping
+    cdef uint32_t cell               # of the open table: the file, or snapshot, lives as long
+    cdef bint of_snapshot
     cdef nv_map* record              # IN DRAM
     cdef uint8_t* at
     cdef uint64_t pages
@@ -28,6 +28,7 @@ cdef class Mapping:
     cdef void describe(self, nv_ctx* c, uint32_t flags) except *
     cdef void place_live(self, nv_ctx* c) except *
     cdef void admit_stores(self, nv_ctx* c) except *
+    cdef void inherit(self, nv_ctx* c) except *
     cdef void release(self) except *
 
 cdef Mapping map_live_file(Process core, uint64_t ino, uint32_t generation, uint64_t size,

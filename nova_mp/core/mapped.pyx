@@ -3,14 +3,15 @@
 import errno as _errno
 import os
 
+cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE
 from libc.errno cimport EINVAL, ENOMEM
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from nova_mp import errors
 from nova_mp.core.boundary cimport raise_errno
-from nova_mp.core.dram cimport (MAP_SNAPSHOT, MAP_WRITABLE, NV_RETRY, OP_MMAP, nv_inode_header,
+from nova_mp.core.dram cimport (CELL_SNAPSHOT, MAP_INHERITED, MAP_SNAPSHOT, MAP_WRITABLE, NV_RETRY, OP_MMAP, nv_inode_header,
                                 slot_at)
 from nova_mp.core.faults cimport (NV_PROTECT_SIGNAL, faults_add, faults_remove, faults_start,
                                   faults_stop)
@@ -28,7 +29,11 @@ cdef extern from "uffd.h" nogil:
     int nv_alias(uint8_t* to, const uint8_t* source, uint64_t n_bytes, int writable)
     int nv_private(uint8_t* to, uint64_t n_bytes, int writable)
     int nv_access(uint8_t* at, uint64_t n_bytes, int writable)
+    void nv_forbid(uint8_t* at, uint64_t n_bytes)
     void nv_unmap(uint8_t* at, uint64_t n_bytes)
+
+cdef extern from "<errno.h>":
+    enum: ESTALE
 
 cdef enum:
     MAX_PIECES = 16384               # areas of memory; the kernel allows 65,530 in a process
@@ -150,8 +155,12 @@ def map_snapshot_file(Process core, view, uint64_t ino, offset, length, uint64_t
     cdef uint64_t first = <uint64_t>offset >> BLOCK_SHIFT
     cdef int64_t rc = NV_RETRY
     cdef uint8_t* at
-    m.cell = <uint32_t>-1
-    m.keeper = view
+    # A cell of its own: the view may be closed before the mapping.
+    m.cell = core.cell_new(c)
+    if not core.hold_snapshot(c, m.cell, view.epoch_id | <uint64_t>CELL_SNAPSHOT, True):
+        core.free_cells.append(m.cell)
+        raise errors.NoSuchSnapshot(f"no snapshot {view.epoch_id}", "list the snapshots there are")
+    m.of_snapshot = True
     try:
         m.describe(c, MAP_SNAPSHOT)
         while core.again(c, rc):
@@ -186,6 +195,7 @@ def map_snapshot_file(Process core, view, uint64_t ino, offset, length, uint64_t
     return m
 
 
+@cython.no_gc_clear
 cdef class Mapping:
     """A file, or a part of one, in memory: a buffer (memoryview, numpy.frombuffer) of bytes.
 
@@ -234,6 +244,8 @@ cdef class Mapping:
         if self.is_open and self.core is not None and not self.core.closed:
             self.is_open = False
             self.release()
+        elif self.at != NULL:
+            nv_unmap(self.at, self.pages << BLOCK_SHIFT)
 
     def __repr__(self):
         state = f"{self.length} bytes" if self.is_open else "closed"
@@ -250,11 +262,13 @@ cdef class Mapping:
 
     cdef void describe(self, nv_ctx* c, uint32_t flags) except *:
         """A record of its own in the process's table of mappings."""
-        self.record = self.core.map_record(c)
-        self.record.flags = flags
-        self.record.pgoff = self.pgoff
-        self.record.generation = self.generation
-        self.record.ino = self.ino
+        cdef nv_map what
+        memset(&what, 0, sizeof(what))
+        what.flags = flags
+        what.pgoff = self.pgoff
+        what.generation = self.generation
+        what.ino = self.ino
+        self.record = self.core.map_record(c, &what)
 
     cdef void place_live(self, nv_ctx* c) except *:
         cdef nv_run* runs = <nv_run*>malloc(MAX_PIECES * sizeof(nv_run))
@@ -361,23 +375,36 @@ cdef class Mapping:
                 with nogil:
                     rc = map_forget(c, self.record)
             self.record = NULL
-            if self.cell != <uint32_t>-1:
-                self.core.cell_free(self.cell)
-        elif self.cell != <uint32_t>-1:
+        if self.of_snapshot:
+            self.core.release_snapshot(c, self.cell)
+        else:
             self.core.cell_free(self.cell)
-        self.keeper = None
 
     def _after_fork(self):
         """In a forked child: records, and protection, of its own; the memory is inherited."""
-        cdef nv_ctx* c = self.core.ctx()
+        self.record = NULL           # the parent's
+        try:
+            self.inherit(self.core.ctx())
+        except BaseException:
+            # Who stores there shall be stopped: it is not known any more whose blocks they are.
+            nv_forbid(self.at, self.pages << BLOCK_SHIFT)
+            self.at = NULL
+            self.is_open = False
+            self.release()
+            raise
+
+    cdef void inherit(self, nv_ctx* c) except *:
         cdef uint64_t pgoff = self.pgoff
+        cdef uint32_t kind = MAP_WRITABLE if self.writable else 0
         cdef int64_t rc = NV_RETRY
-        self.describe(c, MAP_SNAPSHOT if self.keeper is not None else
-                      MAP_WRITABLE if self.writable else 0)
+        if self.core.cell(self.cell)[0] == 0:
+            rc = -ESTALE             # the parent died, and nobody has the file, or snapshot, open
+        else:
+            self.describe(c, MAP_INHERITED | (MAP_SNAPSHOT if self.of_snapshot else kind))
         while self.core.again(c, rc):
             with nogil:
                 rc = prepare(c, self.record, pgoff, pgoff + self.pages, NULL)
-        if rc == 0 and self.writable:
-            self.admit_stores(c)
         if rc:
             raise_errno(rc, self.name, None)
+        if self.writable:
+            self.admit_stores(c)

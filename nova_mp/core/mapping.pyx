@@ -4,8 +4,8 @@ from libc.errno cimport EINVAL, ENOSPC
 from libc.string cimport memset
 from nova_mp.core.alloc cimport blocks_alloc, blocks_alloc_run, pend_done
 from nova_mp.core.arch cimport nv_file_time_ns
-from nova_mp.core.dram cimport (CNT_MAP_FAULTS, CNT_PRESERVED, INODE_PAST_END, MAP_RECORDS,
-                                MAP_SNAPSHOT, NV_FROZEN, OP_MMAP, SLOT_FREE, count, slot_at)
+from nova_mp.core.dram cimport (CNT_MAP_FAULTS, CNT_PRESERVED, DRAM_PAGE, INODE_PAST_END, MAP_RECORDS,
+                                MAP_INHERITED, MAP_SNAPSHOT, NV_FROZEN, OP_MMAP, SLOT_FREE, count, slot_at)
 from nova_mp.core.extent cimport append_data, setattr_entry
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve,
                                  ref_off, word_block)
@@ -20,6 +20,9 @@ from nova_mp.core.snaplist cimport spare_reserve
 from nova_mp.core.snaptable cimport snap_needed_by
 from nova_mp.core.stores cimport map_page
 from nova_mp.core.sync cimport lock_drop, op_begin, op_end, seq_begin, seq_end
+
+cdef extern from "<errno.h>":
+    enum: ESTALE
 
 cdef enum:
     MOVE_PAGES = 2048                # moved at a time: 8 MiB
@@ -311,6 +314,7 @@ cdef int move_pages(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
                     uint64_t end) noexcept nogil:
     # New blocks, in long runs, for those of pages [first, end) that are there.
     cdef nv_write_entry e
+    cdef nv_setattr_entry times
     cdef uint64_t block, i, n, got = 0
     if spare_reserve(c, run_count(c, h, first, end) + (end - first)):
         return -ENOSPC
@@ -343,6 +347,13 @@ cdef int move_pages(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
         log_append(c, &c.slot.tx[0], &e)
         pend_done(c)
         first = index_next(c, &h.index, first + got, end)
+    if log_room(c, h, &c.slot.tx[0], 1):
+        tx_undo(c)
+        return -ENOSPC
+    # Nothing changed that anybody could see, the times neither.
+    setattr_entry(c, h, &times)
+    times.ctime_ns = h.ctime_ns
+    log_append(c, &c.slot.tx[0], &times)
     commit_log(c, h, ino)
     return 0
 
@@ -417,7 +428,11 @@ cdef int map_prepare(nv_ctx* c, nv_inode_header* h, nv_map* m, uint64_t first,
                      uint64_t end) noexcept nogil:
     # MAP-5 and MAP-7 hold for pages [first, end) after this, and until map_count(…, False).
     cdef int rc = 0
-    if m.flags & MAP_SNAPSHOT:
+    if m.flags & MAP_INHERITED:
+        # The parent, who waits, has it mapped; if it died, nothing may be as it was.
+        if (h.view_maps if m.flags & MAP_SNAPSHOT else h.maps) == 0:
+            rc = -ESTALE
+    elif m.flags & MAP_SNAPSHOT:
         if h.maps:
             rc = preserve_pages(c, h, m.ino, first, end)
     elif end << BLOCK_SHIFT > (h.size + BLOCK_BYTES - 1 & ~<uint64_t>(BLOCK_BYTES - 1)):
@@ -441,7 +456,8 @@ cdef void recount_maps(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nog
         if slot_at(c, i).state == SLOT_FREE or slot_at(c, i).parent:
             continue
         off = slot_at(c, i).map_head
-        while off:
+        # A process that leaves meanwhile gives its pages back, when they have no records any more.
+        while off and off < c.a.dram_bytes and not off & (DRAM_PAGE - 1):
             for k in range(MAP_RECORDS):
                 m = &map_page(c, off).maps[k]
                 if m.ino == ino and m.flags & MAP_COUNTED:

@@ -36,8 +36,9 @@ cdef class Process:
     cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF
     cdef void cell_free(self, uint32_t nr) except *
     cdef int again(self, nv_ctx* c, int64_t rc) except -1
-    cdef nv_map* map_record(self, nv_ctx* c) except NULL
+    cdef nv_map* map_record(self, nv_ctx* c, const nv_map* what) except NULL
     cdef void start_faults(self, bint signals) except *
     cdef void stop_faults(self) except *
+    cdef void drop_records(self, nv_ctx* c) except *
     cdef int admit(self, nv_ctx* c, nv_map* m, uint8_t* at, uint64_t pages) except? 1
     cdef void collect(self, nv_ctx* c) noexcept

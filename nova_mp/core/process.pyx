@@ -19,10 +19,11 @@ from nova_mp.core.arch cimport nv_store32, nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
 from nova_mp.core.boundary import DEBUG_BUILD, ROLES, WITHOUT
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
-                                NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE,
+                                MAP_RECORDS, NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE,
                                 STATE_READY, dram_off, nv_dram_header, nv_slot, nv_snapshot,
                                 slot_at)
-from nova_mp.core.faults cimport faults_add, faults_disown, faults_forget, faults_start, faults_stop
+from nova_mp.core.faults cimport faults_add, faults_disown, faults_start, faults_stop
+from nova_mp.core.file cimport map_forget
 from nova_mp.core.layout cimport BLOCK_BYTES
 from nova_mp.core.namei cimport handle_close, handle_open
 from nova_mp.core.itable cimport inode_at
@@ -135,9 +136,7 @@ cdef class Process:
 
     def __del__(self):
         # Before the collector clears a cycle: afterwards the segments may be unmapped already.
-        # A mapping refers to its process, so there are none any more.
         if not self.closed:
-            self.stop_faults()
             self._leave()
         self._unmap()
 
@@ -327,9 +326,9 @@ cdef class Process:
     def _leave(self):
         cdef nv_ctx* c = self.ctx()
         cdef nv_ctx* other
-        cdef uint64_t maps
         cdef uint32_t i
         cdef int rc
+        self.drop_records(c)
         for i in range(self.n_pages * OPEN_CELLS):
             if self.cell(i)[0] & <uint64_t>CELL_SNAPSHOT:
                 self.release_snapshot(c, i)
@@ -349,10 +348,6 @@ cdef class Process:
                     spare_drop(c)
                 slot_give_back(other, other.slot)
             free(other)
-        while slot_at(c, self.slot).map_head:
-            maps = slot_at(c, self.slot).map_head
-            slot_at(c, self.slot).map_head = map_page(c, maps).next_off
-            dram_free(c, maps, DRAM_PAGE)
         i = self.n_pages
         while i > 0:
             i -= 1
@@ -432,8 +427,8 @@ cdef class Process:
 
     # -- mappings
 
-    cdef nv_map* map_record(self, nv_ctx* c) except NULL:
-        """An unused record of the process's table of mappings; the caller fills in `ino` last."""
+    cdef nv_map* map_record(self, nv_ctx* c, const nv_map* what) except NULL:
+        """A new record in the process's table of mappings."""
         cdef nv_slot* process = slot_at(c, self.slot)
         cdef nv_map* m
         cdef uint64_t off = 0
@@ -448,7 +443,7 @@ cdef class Process:
                     dpend_done(c)
                     m = &map_page(c, off).maps[0]
             if m != NULL:
-                m.at = 0
+                m[0] = what[0]
             lock_drop(c, &c.hdr.snapshot_lock)
         if m == NULL:
             raise OSError(_errno.ENOSPC, "no shared memory for another mapping")
@@ -483,24 +478,57 @@ cdef class Process:
         return rc
 
     def _drop_mappings(self):
-        """Closes all mappings; BufferError if one is still used as a buffer."""
-        for mapping in list(self.mappings):
+        """Closes all mappings, or none: BufferError if one is still used as a buffer."""
+        mappings = list(self.mappings)
+        for mapping in mappings:
             mapping.check_unused()
-        for mapping in list(self.mappings):
+        for mapping in mappings:
             mapping.close()
+
+    cdef void drop_records(self, nv_ctx* c) except *:
+        """What is left of mappings: those that the collector found together with their process."""
+        cdef nv_slot* process = slot_at(c, self.slot)
+        cdef uint64_t page = process.map_head
+        cdef nv_map* m
+        cdef uint32_t i
+        cdef int rc
+        with nogil:
+            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+            while page:
+                for i in range(MAP_RECORDS):
+                    map_page(c, page).maps[i].at = 0
+                page = map_page(c, page).next_off
+            lock_drop(c, &c.hdr.snapshot_lock)
         self.stop_faults()
+        while process.map_head:
+            page = process.map_head
+            for i in range(MAP_RECORDS):
+                m = &map_page(c, page).maps[i]
+                rc = NV_RETRY
+                while m.ino and self.again(c, rc):
+                    with nogil:
+                        rc = map_forget(c, m)
+            with nogil:
+                # Whoever holds stores back reads the tables under this lock.
+                lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+                process.map_head = map_page(c, page).next_off
+                lock_drop(c, &c.hdr.snapshot_lock)
+                dram_free(c, page, DRAM_PAGE)
 
     def _inherit_mappings(self):
         """In a forked child: the thread, and what protects, are the parent's."""
         cdef nv_faults* f = self.faults
-        cdef uint64_t i
+        failed = None
         self.faults = NULL
         if f != NULL:
-            for i in range(f.count):
-                faults_disown(f, i)
-            faults_forget(f)
+            faults_disown(f)
         for mapping in list(self.mappings):
-            mapping._after_fork()
+            try:
+                mapping._after_fork()
+            except Exception as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell,
                            bint inherited) except -1:

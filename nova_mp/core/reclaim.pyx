@@ -29,6 +29,9 @@ from nova_mp.core.snaptable cimport snap_any_before, snap_find, snap_needed_by
 from nova_mp.core.sync cimport (RANK_CLEAN, RANK_LIST, RANK_SNAPSHOT, lock_drop, lock_take,
                                 op_begin, op_end, seq_begin, seq_end)
 
+cdef enum:
+    HINTS_OFF = 48                   # of what is volatile in entries that bring blocks
+
 cdef struct nv_pass:                 # PRIVATE. One thorough pass over a log
     nv_inode_header* h
     uint64_t ino
@@ -259,9 +262,8 @@ cdef int copy_needed(nv_ctx* c, nv_pass* p) noexcept nogil:
 
 cdef void retarget(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
                    uint64_t stop) noexcept nogil:
-    # DRAM refers to the copies from now on. A page has one entry of each epoch at most that tells
-    # of one block, so a cell of that block and epoch is the one that referred to the original.
-    # Idempotent.
+    # DRAM refers to the copies from now on. Several entries may tell of one block of a page, if it
+    # was preserved, or freed and taken again: a cell's own is the one that is the same. Idempotent.
     cdef uint64_t pos = log_position(c, first, h.log_tail_off)
     cdef nv_entry_header* e
     cdef nv_write_entry* w
@@ -274,7 +276,7 @@ cdef void retarget(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
             for i in range(w.num_pages):
                 cell = index_cell(c, &h.index, w.pgoff + i)
                 if (cell != NULL and cell[0] and word_block(cell[0]) == w.block_nr + i
-                        and (<nv_write_entry*>(c.pm + ref_off(cell[0]))).epoch_id == w.epoch_id):
+                        and memcmp(c.pm + ref_off(cell[0]), w, HINTS_OFF) == 0):
                     cell[0] = (<uint64_t>w.block_nr + i) << REF_BITS | make_ref(pos)
         elif e.entry_type == ENTRY_DENTRY and not e.flags & ENTRY_FLAG_REMOVED:
             dir_retarget(c, h, pos)

@@ -1,6 +1,6 @@
 """Write protection of what processes have mapped, and the hold on faults meanwhile."""
 
-from libc.errno cimport EPERM, ESRCH, ETIMEDOUT
+from libc.errno cimport EBADF, EPERM, ESRCH, ETIMEDOUT
 from posix.unistd cimport close
 from nova_mp.core.arch cimport (nv_fence_full, nv_futex_wait, nv_futex_wake, nv_load32,
                                 nv_monotonic_ns, nv_pause, nv_store32, nv_xchg32)
@@ -83,7 +83,7 @@ cdef nv_slot* busy_resolver(nv_ctx* c, uint64_t ns) noexcept nogil:
                 nv_pause()
                 continue
             nv_futex_wait(&s.faulting, 1, 1000000)
-            if slot_dead(s):
+            if s.state & 3 != SLOT_ACTIVE or slot_dead(s):
                 break
             if nv_monotonic_ns() - start > ns:
                 return s
@@ -146,19 +146,38 @@ cdef int protect_asking(nv_ctx* c, nv_slot* s) noexcept nogil:
         nv_futex_wait(&s.protect_done, done, 10000000)
 
 
+cdef bint memory_gone(nv_ctx* c, nv_slot* s) noexcept nogil:
+    # The process is dead, or dies just now, or executes another program: what it had mapped is not
+    # stored to any more. Its threads go together, and its descriptors a little before them.
+    cdef nv_slot* thread
+    if slot_dead(s) or s.map_thread == 0:
+        return True
+    thread = slot_at(c, s.map_thread - 1)
+    return thread.state & 3 != SLOT_ACTIVE or thread.pid != s.pid or slot_dead(thread)
+
+
 cdef int protect_process(nv_ctx* c, nv_slot* s) noexcept nogil:
+    cdef uint64_t start = nv_monotonic_ns()
+    cdef uint32_t never = 0
     cdef int fd = s.map_fd
     cdef int rc
     if s.map_protection == NV_PROTECT_SIGNAL:
         return protect_asking(c, s)
     if s.pid == c.a.pid:
         return protect_with(c, s, fd)
-    fd = nv_fd_of(s.pid, fd)
-    if fd < 0:
-        return 0 if fd == -ESRCH or slot_dead(s) else -EPERM
-    rc = protect_with(c, s, fd)
-    close(fd)
-    return 0 if rc == -ESRCH or slot_dead(s) else rc
+    while True:
+        fd = nv_fd_of(s.pid, s.map_fd)
+        if fd >= 0:
+            rc = protect_with(c, s, fd)
+            close(fd)
+        else:
+            rc = fd
+        if rc == 0 or rc == -ESRCH or memory_gone(c, s):
+            return 0
+        # A process that ends loses its descriptors first, and its memory with its last thread.
+        if fd >= 0 or rc != -EBADF or nv_monotonic_ns() - start > PROTECT_NS:
+            return rc if fd >= 0 else -EPERM
+        nv_futex_wait(&never, 0, 1000000)
 
 
 cdef int protect_all(nv_ctx* c) noexcept nogil:

@@ -239,6 +239,7 @@ cdef void slot_give_back(nv_ctx* c, nv_slot* s) noexcept nogil:
         cpu.counters[i] += s.counters[i]
         s.counters[i] = 0
     nv_store64(&s.epoch_id, 0)
+    nv_store32(&s.faulting, 0)
     s.pid = 0
     nv_store32(&s.state, SLOT_FREE)
 

@@ -64,6 +64,12 @@ static inline int nv_private(uint8_t *to, uint64_t bytes, int writable)
     return p == MAP_FAILED ? -errno : 0;
 }
 
+/* Nothing there may be used any more, though somebody may still have its address. */
+static inline void nv_forbid(uint8_t *at, uint64_t bytes)
+{
+    mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
+
 static inline void nv_unmap(uint8_t *at, uint64_t bytes) { munmap(at, bytes); }
 static inline int nv_access(uint8_t *at, uint64_t bytes, int writable)
 {
@@ -113,7 +119,7 @@ static inline int nv_uffd_register(int fd, uint8_t *at, uint64_t bytes)
     return ioctl(fd, UFFDIO_REGISTER, &r) == 0 ? 0 : -errno;
 }
 
-/* -ENOENT: not mapped (any more). -ESRCH: the process is gone. */
+/* -ENOENT: not mapped (any more); whoever waits there finds out. -ESRCH: the process is gone. */
 static inline int nv_uffd_protect(int fd, uint64_t at, uint64_t bytes, int on)
 {
     struct uffdio_writeprotect w = { .range = { at, bytes },
@@ -121,6 +127,10 @@ static inline int nv_uffd_protect(int fd, uint64_t at, uint64_t bytes, int on)
     for (;;) {
         if (ioctl(fd, UFFDIO_WRITEPROTECT, &w) == 0)
             return 0;
+        if (errno == ENOENT && !on) {
+            ioctl(fd, UFFDIO_WAKE, &w.range);
+            return -ENOENT;
+        }
         if (errno != EAGAIN && errno != EINTR)
             return -errno;
     }
@@ -272,6 +282,14 @@ static inline void nv_area_remove(uint8_t *at)
 {
     for (int i = 0; i < NV_AREAS; i++)
         if (nv_areas[i].end != 0 && nv_areas[i].start == (uintptr_t)at)
+            nv_store64(&nv_areas[i].end, 0);
+}
+
+/* In a forked child: what was protected is the parent's. */
+static inline void nv_areas_forget(struct nv_fault *faults)
+{
+    for (int i = 0; i < NV_AREAS; i++)
+        if (nv_areas[i].end != 0 && nv_areas[i].faults == faults)
             nv_store64(&nv_areas[i].end, 0);
 }
 

@@ -21,7 +21,7 @@ from nova_mp import errors
 from nova_mp.core.dir cimport DT_DIR, DT_LNK, dentry_at, dentry_ino, dentry_type
 from nova_mp.core.dram cimport CELL_SNAPSHOT, NV_RETRY, nv_ctx, nv_index, nv_inode_header
 from nova_mp.core.file cimport nv_attr
-from nova_mp.core.arch cimport nv_fence_acquire, nv_load64
+from nova_mp.core.arch cimport nv_fence_acquire, nv_fence_release, nv_load64, nv_store64
 from nova_mp.core.boundary cimport decode, nv_path, path_arg, raise_errno
 from nova_mp.core.boundary import parse_mode
 from nova_mp.core.handle cimport make_stat
@@ -107,7 +107,8 @@ cdef int renew(nv_ctx* c, _Inode node, uint64_t epoch_id) noexcept nogil:
     cdef int rc = inode_lock(c, node.attr.ino, 0, &h)
     if rc == 0:
         fold_kept(c, node, inode_at(c, node.attr.ino).log_head_off, h.log_tail_off, epoch_id)
-        node.preserved = h.preserved
+        nv_fence_release()
+        nv_store64(&node.preserved, h.preserved)
         lock_drop(c, &h.lock)
     return rc
 
@@ -272,12 +273,16 @@ cdef class SnapshotCore:
     cdef void copy(self, _Inode node, char* to, uint64_t n, uint64_t offset) except *:
         cdef nv_ctx* c = self.core.ctx()
         cdef nv_inode_header* h = header_of(c, node.attr.ino)
+        cdef uint64_t seen
         cdef int rc = 0
         with nogil:
             while rc == 0:
+                # Another thread may renew the node meanwhile: what counts is what it was before.
+                seen = nv_load64(&node.preserved)
+                nv_fence_acquire()
                 copy_pages(c, node, to, n, offset)
                 nv_fence_acquire()
-                if nv_load64(&h.preserved) == node.preserved:
+                if nv_load64(&h.preserved) == seen:
                     break
                 rc = renew(c, node, self.epoch_id)
         if rc:

@@ -260,7 +260,7 @@ class Checker:
             for mapped in state.pages.values():
                 self.blocks.claim(mapped & BLOCK_MASK, DATA, ino)
             last = max(state.pages, default=-1)
-            if last >= -(-state.size // BLOCK_BYTES):
+            if last >= -(-state.size // BLOCK_BYTES) and not state.past_end:
                 what = f"page {last} of a file of {state.size} bytes"
                 self.report.error("FSCK-703", what, f"inode:{ino}")
         elif self.snapshots.needed(state.create_epoch_id, deleted):

@@ -102,6 +102,8 @@ class Replayed:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     links: list[tuple[int, int]] = field(default_factory=list)
     intact: bool = True
+    past_end: bool = False
+    """Cut while it was mapped: pages past its end may be there until the last unmapping."""
 
     @property
     def file_type(self) -> int:
@@ -190,11 +192,14 @@ class Replayer:
         else:
             blocks = range(mapped, mapped + count)
             pages.update(zip(range(first, first + count), blocks, strict=True))
+        state.past_end |= fields["size"] < state.size
         state.size = fields["size"]
         state.mtime_ns = state.ctime_ns = fields["mtime_ns"]
 
     def _setattr(self, state: Replayed, entry: Entry, end: int, highest: int) -> int:
         fields = entry.fields
+        cut = fields["size"] < state.size
+        state.past_end = not entry.flags & K["ENTRY_FLAG_SIZE"] and (state.past_end or cut)
         for name in ("mode", "uid", "gid", "size", "mtime_ns", "ctime_ns", "atime_ns"):
             setattr(state, name, fields[name])
         state.links.append((entry.epoch_id, fields["nlink"]))
