@@ -11,8 +11,8 @@ from libc.string cimport memcpy, memset
 
 from nova_mp import errors
 from nova_mp.core.boundary cimport raise_errno
-from nova_mp.core.dram cimport (CELL_SNAPSHOT, MAP_INHERITED, MAP_SNAPSHOT, MAP_WRITABLE, NV_RETRY, OP_MMAP, nv_inode_header,
-                                slot_at)
+from nova_mp.core.dram cimport (CELL_SNAPSHOT, MAP_INHERITED, MAP_SNAPSHOT, MAP_WRITABLE,
+                                NV_RETRY, OP_MMAP, nv_inode_header, slot_at)
 from nova_mp.core.faults cimport (NV_PROTECT_SIGNAL, faults_add, faults_remove, faults_start,
                                   faults_stop)
 from nova_mp.core.file cimport map_forget

@@ -4,8 +4,9 @@ from libc.errno cimport EINVAL, ENOSPC
 from libc.string cimport memset
 from nova_mp.core.alloc cimport blocks_alloc, blocks_alloc_run, pend_done
 from nova_mp.core.arch cimport nv_file_time_ns
-from nova_mp.core.dram cimport (CNT_MAP_FAULTS, CNT_PRESERVED, DRAM_PAGE, INODE_PAST_END, MAP_RECORDS,
-                                MAP_INHERITED, MAP_SNAPSHOT, NV_FROZEN, OP_MMAP, SLOT_FREE, count, slot_at)
+from nova_mp.core.dram cimport (CNT_MAP_FAULTS, CNT_PRESERVED, DRAM_PAGE, INODE_PAST_END,
+                                MAP_INHERITED, MAP_RECORDS, MAP_SNAPSHOT, NV_FROZEN, OP_MMAP,
+                                SLOT_FREE, count, slot_at)
 from nova_mp.core.extent cimport append_data, setattr_entry
 from nova_mp.core.index cimport (REF_BITS, index_cell, index_get, index_next, index_reserve,
                                  ref_off, word_block)

@@ -18,10 +18,10 @@ from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport nv_store32, nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
 from nova_mp.core.boundary import DEBUG_BUILD, ROLES, WITHOUT
-from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAX_SLOTS,
-                                MAP_RECORDS, NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT, SLOT_ACTIVE,
-                                STATE_READY, dram_off, nv_dram_header, nv_slot, nv_snapshot,
-                                slot_at)
+from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAP_RECORDS,
+                                MAX_SLOTS, NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT,
+                                SLOT_ACTIVE, STATE_READY, dram_off, nv_dram_header, nv_slot,
+                                nv_snapshot, slot_at)
 from nova_mp.core.faults cimport faults_add, faults_disown, faults_start, faults_stop
 from nova_mp.core.file cimport map_forget
 from nova_mp.core.layout cimport BLOCK_BYTES

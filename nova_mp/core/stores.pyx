@@ -130,6 +130,16 @@ cdef bint maps_writable(nv_ctx* c, nv_slot* s) noexcept nogil:
     return False
 
 
+cdef bint memory_gone(nv_ctx* c, nv_slot* s) noexcept nogil:
+    # The process is dead, or dies just now, or executes another program: what it had mapped is not
+    # stored to any more. Its threads go together, and its descriptors a little before them.
+    cdef nv_slot* thread
+    if slot_dead(s) or s.map_thread == 0:
+        return True
+    thread = slot_at(c, s.map_thread - 1)
+    return thread.state & 3 != SLOT_ACTIVE or thread.pid != s.pid or slot_dead(thread)
+
+
 cdef int protect_asking(nv_ctx* c, nv_slot* s) noexcept nogil:
     # The process has to do it itself.
     cdef uint64_t start = nv_monotonic_ns()
@@ -139,21 +149,11 @@ cdef int protect_asking(nv_ctx* c, nv_slot* s) noexcept nogil:
     nv_ring(&s.map_bell)
     while True:
         done = nv_load32(&s.protect_done)
-        if done == asked or slot_dead(s):
+        if done == asked or memory_gone(c, s):
             return 0
         if nv_monotonic_ns() - start > HOLD_NS:
             return -ETIMEDOUT
         nv_futex_wait(&s.protect_done, done, 10000000)
-
-
-cdef bint memory_gone(nv_ctx* c, nv_slot* s) noexcept nogil:
-    # The process is dead, or dies just now, or executes another program: what it had mapped is not
-    # stored to any more. Its threads go together, and its descriptors a little before them.
-    cdef nv_slot* thread
-    if slot_dead(s) or s.map_thread == 0:
-        return True
-    thread = slot_at(c, s.map_thread - 1)
-    return thread.state & 3 != SLOT_ACTIVE or thread.pid != s.pid or slot_dead(thread)
 
 
 cdef int protect_process(nv_ctx* c, nv_slot* s) noexcept nogil:
@@ -175,8 +175,12 @@ cdef int protect_process(nv_ctx* c, nv_slot* s) noexcept nogil:
         if rc == 0 or rc == -ESRCH or memory_gone(c, s):
             return 0
         # A process that ends loses its descriptors first, and its memory with its last thread.
-        if fd >= 0 or rc != -EBADF or nv_monotonic_ns() - start > PROTECT_NS:
-            return rc if fd >= 0 else -EPERM
+        if fd >= 0:
+            return rc
+        if rc != -EBADF:
+            return -EPERM
+        if nv_monotonic_ns() - start > HOLD_NS:
+            return -ETIMEDOUT
         nv_futex_wait(&never, 0, 1000000)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -123,7 +123,8 @@ class Operation:
     """Something to die in.
 
     `setup` runs long before, `ready` in the process that will die; what it gives goes to `act`.
-    `touches` are files that survivors change afterwards, besides directories.
+    `touches` are files that survivors change afterwards, besides directories. `threads` says that
+    the process has others than the one that acts.
     """
 
     act: Callable[[Any, Any], Any]
@@ -131,6 +132,56 @@ class Operation:
     ready: Callable[[Any], Any] = nothing
     touches: tuple[str, ...] = ("/file",)
     size: int = 2 * MIB
+    threads: bool = False
+
+
+def mapping(path: str = "/file", cut: int | None = None) -> Callable[[Any], Any]:
+    """Maps a file, which is then cut to `cut` bytes."""
+
+    def ready(fs: Any) -> Any:
+        with fs.os_open(path, os.O_RDWR) as file:
+            made = file.mmap()
+            if cut is not None:
+                file.truncate(cut)
+            return made
+
+    return ready
+
+
+def store(fs: Any, mapped: Any) -> None:
+    """One byte into a mapping."""
+    with memoryview(mapped) as view:
+        view[5000] = ord("s")
+
+
+def through(act: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Does something to /file by its open file."""
+
+    def acting(fs: Any, _: Any) -> None:
+        with fs.os_open("/file", os.O_RDWR) as file:
+            act(file)
+
+    return acting
+
+
+def mapped_in_snapshot(fs: Any) -> Any:
+    """The file of a snapshot is mapped, and the live one is about to be."""
+    with fs.snapshot_open(oldest(fs)) as view, view.open("/file", "rb") as file:
+        return file.mmap(), fs.os_open("/file", os.O_RDWR)
+
+
+def map_beside(fs: Any, both: Any) -> None:
+    """Maps a file, and lets go of it and of the snapshot's."""
+    shared, file = both
+    file.mmap().close()
+    shared.close()
+    file.close()
+
+
+def sparse(fs: Any) -> None:
+    put(fs, "/file", b"")
+    with fs.os_open("/file", os.O_RDWR) as file:
+        file.pwrite(b"x" * 5000, 30000)
 
 
 def oldest(fs: Any) -> int:
@@ -193,6 +244,33 @@ OPERATIONS: dict[str, Operation] = {
     "reclaim what another snapshot needs": Operation(lambda fs, _: fs.reclaim(1000), old_merged),
 }
 
+OPERATIONS |= {
+    name: replace(operation, threads=True)
+    for name, operation in {
+        "map": Operation(lambda fs, f: f.mmap(), ready=opened("/file")),
+        "map a sparse file": Operation(lambda fs, f: f.mmap(), sparse, opened("/file")),
+        "map beside a snapshot's": Operation(map_beside, with_snapshot, mapped_in_snapshot),
+        "store": Operation(store, with_snapshot, mapping()),
+        "store into a removed file": Operation(
+            store, with_snapshot, lambda fs: (mapping()(fs), fs.unlink("/file"))[0], touches=()
+        ),
+        "write to a mapped file": Operation(
+            through(lambda f: f.pwrite(b"w" * 3000, 1000)), with_snapshot, mapping()
+        ),
+        "truncate a mapped file": Operation(
+            through(lambda f: f.truncate(5000)), with_snapshot, mapping()
+        ),
+        "extend a cut file": Operation(
+            through(lambda f: f.truncate(14000)), with_snapshot, mapping(cut=5000)
+        ),
+        "unmap a cut file": Operation(lambda fs, m: m.close(), with_snapshot, mapping(cut=5000)),
+        "flush": Operation(lambda fs, m: m.flush(), with_snapshot, mapping()),
+        "create a snapshot of a mapped file": Operation(
+            lambda fs, _: fs.snapshot_create("new"), ready=mapping()
+        ),
+    }.items()
+}
+
 
 def prepared(operation: Operation) -> SharedArena:
     """An arena with everything in it that the operation finds; nobody is attached."""
@@ -229,7 +307,7 @@ def verify(arena: SharedArena, name: str, dead: int = 1) -> None:
     took, _ = timed(touch, fs, OPERATIONS[name].touches)
     assert took < LONGEST, f"survivors waited {took:.2f} s"
     reaped = fs.reap()
-    assert len(reaped) == dead, reaped
+    assert len({slot["pid"] for slot in reaped}) == dead, reaped
     audit(fs, arena)
     found = shapes(fs)
     wanted = outcomes(name)

@@ -1,7 +1,7 @@
-"""Mapped files: the buffer, coherence with everything else that files do, and what snapshots keep.
+"""Mapped files: the buffer, several mappings of one file, and system calls that store there.
 
-What dies in the middle of this is in `tests/t2_crash/test_mapped_deaths.py`; random sequences are
-in `test_mmap_model.py`.
+`test_mmap_files.py` has what else is done to mapped files, `test_mmap_snapshots.py` what snapshots
+keep of them; `test_mmap_model.py` random sequences. Deaths are in `tests/t2_crash`.
 """
 
 from __future__ import annotations
@@ -9,67 +9,19 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from crashsim.arena import MIB, Arena, arena
+from crashsim.arena import Arena
 from crashsim.death import fork, wait
-from crashsim.medium import replay
-from t2_crash.defects_help import exact, get, ids, put, same, sound, state, together
+from crashsim.mapped import close_all, mapped, rests, shown, tick
+from t2_crash.defects_help import get, ids, put, together
 
 from nova_mp.core import fs as core
 from nova_mp.tools.image import BLOCK_BYTES
-
-SECONDS = 30.0
-PROTECTIONS = ("userfaultfd", "signal")
-
-
-@pytest.fixture
-def a() -> Iterator[Arena]:
-    with arena(16 * MIB) as opened:
-        yield opened
-        gc.collect()
-
-
-@pytest.fixture(params=PROTECTIONS)
-def protected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
-    """An arena, with each kind of write protection."""
-    if request.param == "signal":
-        monkeypatch.setenv("NOVA_MP_MMAP_PROTECTION", "signal")
-    with arena(16 * MIB) as opened:
-        yield opened
-
-
-def mapped(fs: Any, path: str, offset: int = 0, length: int | None = None) -> Any:
-    with fs.os_open(path, os.O_RDWR) as file:
-        return file.mmap(offset, length)
-
-
-def shown(fs: Any, epoch_id: int, path: str = "/file") -> bytes:
-    with fs.snapshot_open(epoch_id) as view:
-        return get(view, path)
-
-
-def rests(a: Arena) -> None:
-    """Everything is accounted for, now, after a crash, and after a clean restart."""
-    a.settle()
-    exact(a)
-    wanted = state(a)
-    with arena(image=a.image()) as crashed:
-        same(state(crashed), wanted)
-        crashed.settle()
-        exact(crashed)
-        clean = crashed.unmount()
-    sound(clean)
-    with arena(image=clean) as again:
-        assert again.recovery["clean"]
-        same(state(again), wanted)
-
 
 # --------------------------------------------------------------------------------- the buffer
 
@@ -149,7 +101,7 @@ def test_read_only(a: Arena) -> None:
             view[0] = 1
         with (
             open("/dev/zero", "rb", buffering=0) as zeros,
-            pytest.raises((BufferError, TypeError), match="read-only|read-write"),
+            pytest.raises((BufferError, TypeError), match=r"read-only|read-write"),
         ):
             zeros.readinto(m)  # type: ignore[arg-type]
         put(a.fs, "/file", b"DA")
@@ -161,8 +113,16 @@ def test_what_cannot_be_mapped(a: Arena) -> None:
     put(a.fs, "/file", b"data")
     put(a.fs, "/empty", b"")
     with a.fs.open("/file", "r+b") as file:
-        for offset, length in ((4, None), (0, 5), (3, 2), (-1, None), (0, 0), (0, -1), (1 << 40, 1)):
-            with pytest.raises(ValueError, match="past the end|negative"):
+        for offset, length in (
+            (4, None),
+            (0, 5),
+            (3, 2),
+            (-1, None),
+            (0, 0),
+            (0, -1),
+            (1 << 40, 1),
+        ):
+            with pytest.raises(ValueError, match=r"past the end|negative"):
                 file.mmap(offset, length)
     with pytest.raises(ValueError, match="closed"):
         file.mmap()
@@ -302,19 +262,6 @@ def test_another_process(protected: Arena) -> None:
     rests(protected)
 
 
-def tick(fd: int) -> None:
-    """Wait for a byte of another process."""
-    ready, _, _ = select.select([fd], [], [], SECONDS)
-    assert ready, "the other process does not answer"
-    assert os.read(fd, 1) == b"."
-
-
-def close_all(fs: Any) -> None:
-    gc.collect()
-    for mapping in list(fs.mappings):
-        mapping.close()
-
-
 def test_a_fragmented_file_gets_few_pieces(a: Arena) -> None:
     for number in range(1, 512):
         # From its end, between blocks of another file: no two pages follow one another.
@@ -369,12 +316,12 @@ def test_threads_that_store(protected: Arena) -> None:
         turn = 0
         while not done.is_set():
             turn += 1
-            for page in range(number, 64, 4):
+            for page in range(number, 64, 2):
                 struct.pack_into("<Q", view, page * BLOCK_BYTES + 8 * number, turn)
 
     def taker() -> None:
         try:
-            for _ in range(60):
+            for _ in range(12):
                 made = fs.snapshot_create(None)
                 first, second = shown(fs, made), shown(fs, made)
                 assert first == second
@@ -383,7 +330,7 @@ def test_threads_that_store(protected: Arena) -> None:
         finally:
             done.set()
 
-    together(taker, *(lambda number=number: storer(number) for number in range(4)))  # type: ignore[misc]
+    together(taker, lambda: storer(0), lambda: storer(1))
     view.release()
     close_all(fs)
     rests(protected)
@@ -451,575 +398,3 @@ def test_the_signal_handler_does_not_catch_system_calls(
         with a.fs.open("/file", "rb") as file:
             assert file.readinto(view[4096:4100]) == 4
     assert get(a.fs, "/file")[:2] == b"\1l"
-
-
-# ------------------------------------------------------------------------------------- coherence
-
-
-def test_reads_and_writes_agree_with_stores(protected: Arena) -> None:
-    fs = protected.fs
-    put(fs, "/file", b"." * 20000)
-    with fs.open("/file", "r+b") as file, file.mmap() as m, memoryview(m) as view:
-        file.pwrite(b"written", 4093)
-        assert bytes(view[4093:4100]) == b"written"
-        view[8190:8196] = b"stored"
-        assert file.pread(6, 8190) == b"stored"
-        made = fs.snapshot_create(None)
-        before = get(fs, "/file")
-        file.pwrite(b"WRITTEN", 4093)
-        view[8190:8196] = b"STORED"
-        file.pwrite(bytes(view[:5000]), 10000)
-        assert shown(fs, made) == before
-        assert bytes(view) == get(fs, "/file")
-    rests(protected)
-
-
-def test_growing_while_mapped(a: Arena) -> None:
-    put(a.fs, "/file", b"x" * 5000)
-    with a.fs.open("/file", "r+b") as file, file.mmap() as m, memoryview(m) as view:
-        file.pwrite(b"y" * 3000, 20000)
-        file.truncate(50000)
-        file.fallocate(50000, 8192)
-        view[4999] = ord("z")
-        wanted = b"x" * 4999 + b"z" + bytes(15000) + b"y" * 3000 + bytes(35192)
-        assert get(a.fs, "/file") == wanted
-        with file.mmap() as whole, memoryview(whole) as all_of_it:
-            assert bytes(all_of_it) == wanted
-    rests(a)
-
-
-def test_shrinking_while_mapped(protected: Arena) -> None:
-    """Blocks stay under the mapping, and show zeros when the file grows over them again."""
-    fs = protected.fs
-    put(fs, "/file", b"x" * 40000)
-    made = fs.snapshot_create(None)
-    m = mapped(fs, "/file")
-    view = memoryview(m)
-    fs.truncate("/file", 5000)
-    assert get(fs, "/file") == b"x" * 5000
-    assert bytes(view[5000:]) == bytes(35000)
-    view[6000] = view[30000] = 1
-    assert get(fs, "/file") == b"x" * 5000
-    second = fs.snapshot_create(None)
-    fs.truncate("/file", 20000)
-    assert get(fs, "/file") == b"x" * 5000 + bytes(15000)
-    put(fs, "/file", b"end", 35000)
-    assert get(fs, "/file") == b"x" * 5000 + bytes(30000) + b"end"
-    fs.truncate("/file", 100)
-    view[200] = 1
-    exact(protected)
-    view.release()
-    m.close()
-    assert fs.stat("/file").st_blocks == 8
-    fs.truncate("/file", 40000)
-    assert get(fs, "/file") == b"x" * 100 + bytes(39900)
-    assert shown(fs, made) == b"x" * 40000
-    assert shown(fs, second) == b"x" * 5000
-    rests(protected)
-
-
-@pytest.mark.parametrize("grow", ["write", "append", "truncate", "fallocate", "map"])
-@pytest.mark.parametrize("snapshots", [False, True])
-@pytest.mark.parametrize("collected", [False, True])
-def test_growing_after_a_crash(a: Arena, grow: str, snapshots: bool, collected: bool) -> None:
-    """Power fails while pages lie past the end of a mapped file: they never come to light."""
-    data = b"x" * 3_000_000
-    put(a.fs, "/file", data)
-    m = mapped(a.fs, "/file")
-    view = memoryview(m)
-    made = a.fs.snapshot_create(None) if snapshots else 0
-    a.fs.truncate("/file", 5000)
-    view[5000:] = b"p" * 2_995_000
-    if collected:
-        with a.fs.open("/file", "r+b") as file:
-            for number in range(300):
-                a.fs.chmod("/file", 0o600 + number % 8)
-                file.pwrite(b"x", number)
-        a.fs.gc()
-    with arena(image=a.image()) as crashed:
-        fs = crashed.fs
-        sound(crashed.image())
-        assert get(fs, "/file") == b"x" * 5000
-        with fs.open("/file", "r+b") as file:
-            if grow == "write":
-                file.pwrite(b"e", 2_999_999)
-            elif grow == "append":
-                with fs.open("/file", "ab") as end:
-                    end.write(b"e")
-                file.truncate(3_000_000)
-            elif grow == "truncate":
-                file.truncate(3_000_000)
-            elif grow == "fallocate":
-                file.fallocate(2_000_000, 1_000_000)
-            else:
-                with file.mmap():
-                    file.truncate(3_000_000)
-        wanted = bytearray(b"x" * 5000 + bytes(2_995_000))
-        if grow == "write":
-            wanted[-1:] = b"e"
-        elif grow == "append":
-            wanted[5000:5001] = b"e"
-        assert get(fs, "/file") == wanted
-        if made:
-            assert shown(fs, made) == data
-        rests(crashed)
-    view.release()
-    m.close()
-    rests(a)
-
-
-def test_a_hole_written_behind_a_truncation(a: Arena) -> None:
-    """What says the size again, once the log is collected, does not hide that it was cut."""
-    put(a.fs, "/file", b"x" * 40000, 4096)
-    with a.fs.open("/file", "r+b") as file:
-        m = file.mmap(8192, 20000)
-        file.truncate(9000)
-        with memoryview(m) as view:
-            view[5000:] = b"p" * 15000
-        file.pwrite(b"h", 0)
-        for number in range(300):
-            file.pwrite(b"%d" % number, 0)
-        a.fs.gc()
-        with arena(image=a.image()) as crashed:
-            crashed.fs.truncate("/file", 40000)
-            assert get(crashed.fs, "/file")[9000:] == bytes(31000)
-            rests(crashed)
-        m.close()
-    rests(a)
-
-
-def test_removed_and_renamed_while_mapped(protected: Arena) -> None:
-    fs = protected.fs
-    put(fs, "/file", b"f" * 20000)
-    put(fs, "/second", b"s" * 20000)
-    made = fs.snapshot_create(None)
-    first, second = mapped(fs, "/file"), mapped(fs, "/second")
-    views = [memoryview(m) for m in (first, second)]
-    fs.rename("/second", "/file")
-    fs.snapshot_create(None)
-    views[0][:5] = b"gone!"
-    views[1][:5] = b"there"
-    assert get(fs, "/file") == b"there" + b"s" * 15000 + b"s" * 4995
-    fs.unlink("/file")
-    views[1][10000] = 1
-    put(fs, "/new", b"n" * 2_000_000)
-    assert bytes(views[0]) == b"gone!" + b"f" * 19995
-    for view in views:
-        view.release()
-    exact(protected)
-    first.close()
-    second.close()
-    assert shown(fs, made) == b"f" * 20000
-    assert shown(fs, made, "/second") == b"s" * 20000
-    rests(protected)
-    for epoch_id in ids(fs):
-        fs.snapshot_delete(epoch_id)
-    rests(protected)
-    assert fs.stats()["blocks"]["held"] == 0
-
-
-def test_a_removed_file_that_is_mapped_when_power_fails(a: Arena) -> None:
-    put(a.fs, "/file", b"f" * 20000)
-    a.fs.snapshot_create(None)
-    m = mapped(a.fs, "/file")
-    a.fs.unlink("/file")
-    with memoryview(m) as view:
-        view[:] = b"g" * 20000
-    with arena(image=a.image()) as crashed:
-        assert crashed.fs.listdir("/") == []
-        rests(crashed)
-    m.close()
-    rests(a)
-
-
-# ------------------------------------------------------------------------------------- snapshots
-
-
-def test_views_beside_stores(protected: Arena) -> None:
-    """What a view has indexed before a store is not what it shows after it."""
-    fs = protected.fs
-    data = os.urandom(64 * BLOCK_BYTES)
-    put(fs, "/file", data)
-    m = mapped(fs, "/file")
-    view = memoryview(m)
-    made = fs.snapshot_create(None)
-    done = threading.Event()
-    with fs.snapshot_open(made) as snapshot, snapshot.open("/file", "rb") as file:
-        assert file.pread(10, 0) == data[:10]
-
-        def reader() -> None:
-            while not done.is_set():
-                assert file.pread(len(data), 0) == data
-
-        def storer() -> None:
-            try:
-                for turn in range(20):
-                    for page in range(64):
-                        view[page * BLOCK_BYTES : (page + 1) * BLOCK_BYTES] = (
-                            bytes([turn]) * BLOCK_BYTES
-                        )
-                    if turn % 4 == 3:
-                        fs.snapshot_create(None)
-            finally:
-                done.set()
-
-        together(reader, storer, reader)
-    view.release()
-    m.close()
-    rests(protected)
-
-
-@pytest.mark.parametrize("live_first", [False, True])
-def test_a_snapshots_file_is_mapped(protected: Arena, live_first: bool) -> None:
-    fs = protected.fs
-    data = os.urandom(20 * BLOCK_BYTES + 100)
-    put(fs, "/file", data)
-    live = mapped(fs, "/file") if live_first else None
-    made = fs.snapshot_create(None)
-    with fs.snapshot_open(made) as snapshot:
-        with snapshot.open("/file", "rb") as file:
-            with pytest.raises(OSError, match="Read-only") as caught:
-                file.mmap(writable=True)
-            assert caught.value.errno == errno.EROFS
-            whole, part = file.mmap(), file.mmap(5000, 10000)
-    live = live or mapped(fs, "/file")
-    with memoryview(live) as view:
-        view[:] = bytes(len(data))
-        fs.snapshot_create(None)
-        view[:] = b"\1" * len(data)
-    put(fs, "/file", b"\2" * 30000)
-    with memoryview(whole) as old, memoryview(part) as old_part:
-        assert old.readonly and bytes(old) == data and bytes(old_part) == data[5000:15000]
-        # The view was closed, but what is mapped keeps the snapshot.
-        with pytest.raises(OSError, match="open"):
-            fs.snapshot_delete(made)
-        fs.unlink("/file")
-        assert bytes(old) == data
-    live.close()
-    exact(protected)
-    whole.close()
-    part.close()
-    fs.snapshot_delete(made)
-    rests(protected)
-
-
-def test_a_sparse_file_of_a_snapshot(a: Arena) -> None:
-    put(a.fs, "/file", b"x" * 5000, 20000)
-    made = a.fs.snapshot_create(None)
-    with a.fs.snapshot_open(made) as snapshot, snapshot.open("/file", "rb") as file:
-        for offset, length in ((0, None), (100, 200), (19999, 2)):
-            with file.mmap(offset, length) as m, memoryview(m) as view:
-                end = 25000 if length is None else offset + length
-                assert bytes(view) == (bytes(20000) + b"x" * 5000)[offset:end]
-    rests(a)
-
-
-@pytest.mark.parametrize("order", ["oldest", "newest", "middle"])
-def test_snapshots_deleted_in_any_order(a: Arena, order: str) -> None:
-    put(a.fs, "/file", bytes(30 * BLOCK_BYTES))
-    m = mapped(a.fs, "/file")
-    view = memoryview(m)
-    kept = {}
-    for number in range(12):
-        made = a.fs.snapshot_create(None)
-        kept[made] = bytes(view)
-        for page in range(number % 3, 30, 1 + number % 4):
-            view[page * BLOCK_BYTES + number] = number + 1
-        if number == 6:
-            a.fs.gc()
-    while kept:
-        there = sorted(kept)
-        gone = there[{"oldest": 0, "newest": -1, "middle": len(there) // 2}[order]]
-        free, foretold = a.free(), a.fs.snapshot_frees([gone])
-        a.fs.snapshot_delete(gone)
-        a.settle()
-        assert (a.free() - free) * BLOCK_BYTES == foretold
-        del kept[gone]
-        a.fs.gc()
-        exact(a)
-        for epoch_id, data in kept.items():
-            assert shown(a.fs, epoch_id) == data
-        with arena(image=a.image()) as crashed:
-            same(state(crashed), state(a))
-    assert a.fs.stats()["blocks"]["held"] == 0
-    view.release()
-    m.close()
-    rests(a)
-
-
-def test_logs_are_collected(a: Arena) -> None:
-    """Fast and thorough, beside snapshots that need the copies, and without."""
-    put(a.fs, "/file", bytes(40 * BLOCK_BYTES))
-    m = mapped(a.fs, "/file")
-    view = memoryview(m)
-    kept = {}
-    for number in range(150):
-        made = a.fs.snapshot_create(None)
-        if number % 50 == 25:
-            kept[made] = bytes(view)
-        for page in range(40):
-            view[page * BLOCK_BYTES] = number
-        if made not in kept:
-            a.fs.snapshot_delete(made)
-            a.fs.reclaim(1000)
-    counters = a.fs.stats()["counters"]
-    assert counters["gc_fast_pages"] or counters["gc_thorough_pages"], counters
-    for epoch_id, data in kept.items():
-        assert shown(a.fs, epoch_id) == data
-    a.settle()
-    exact(a)
-    view.release()
-    m.close()
-    rests(a)
-    for epoch_id in kept:
-        a.fs.snapshot_delete(epoch_id)
-    a.settle()
-    a.fs.gc()
-    # The log of 40 pages' preservation, at most, is what is left.
-    assert a.fs.stats()["blocks"]["held"] == 0
-    rests(a)
-
-
-# ------------------------------------------------------------------------------------------ fork
-
-
-def test_a_child_inherits(protected: Arena) -> None:
-    """Child and parent store, snapshots keep what both had; each unmaps for itself."""
-    fs = protected.fs
-    put(fs, "/file", bytes(20000))
-    m, cut = mapped(fs, "/file"), None
-    view = memoryview(m)
-    down, up = os.pipe(), os.pipe()
-
-    def child() -> None:
-        for number in range(5):
-            os.write(up[1], b".")
-            assert os.read(down[0], 1) == b"."
-            view[100 + number] = number + 1
-        os.write(up[1], b".")
-        assert os.read(down[0], 1) == b"."
-        view.release()
-        m.close()
-        fs.close()
-
-    fs.snapshot_create(None)
-    pid = fork(child)
-    for number in range(5):
-        tick(up[0])
-        before = bytes(view)
-        made = fs.snapshot_create(None)
-        view[number] = 9
-        os.write(down[1], b".")
-        if number:
-            assert shown(fs, made) == before
-    tick(up[0])
-    view.release()
-    m.close()
-    fs.truncate("/file", 5000)
-    assert fs.stat("/file").st_blocks == 5 * 8, "the child has it mapped"
-    os.write(down[1], b".")
-    assert wait(pid) == 0
-    fs.reap()
-    assert fs.stat("/file").st_blocks == 2 * 8
-    assert cut is None and get(fs, "/file")[:105] == b"\t" * 5 + bytes(95) + bytes(range(1, 6))
-    for end in (*down, *up):
-        os.close(end)
-    rests(protected)
-
-
-def test_a_child_inherits_what_was_cut(protected: Arena) -> None:
-    """Also pages past the end of a file are the child's as they are the parent's."""
-    fs = protected.fs
-    put(fs, "/file", b"x" * 40000)
-    m = mapped(fs, "/file")
-    view = memoryview(m)
-    fs.truncate("/file", 100)
-    up, down = os.pipe(), os.pipe()
-
-    def child() -> None:
-        os.write(up[1], b".")
-        assert os.read(down[0], 1) == b"."
-        assert not m.closed
-        view[50] = view[30000] = ord("c")
-        view.release()
-        m.close()
-
-    pid = fork(child)
-    view.release()
-    m.close()
-    tick(up[0])
-    put(fs, "/other", b"o" * 1_000_000)
-    made = fs.snapshot_create(None)
-    os.write(down[1], b".")
-    assert wait(pid) == 0
-    fs.reap()
-    assert get(fs, "/other") == b"o" * 1_000_000
-    assert get(fs, "/file") == b"x" * 50 + b"c" + b"x" * 49
-    assert shown(fs, made) == b"x" * 100
-    for end in (*down, *up):
-        os.close(end)
-    rests(protected)
-
-
-def test_a_child_inherits_a_snapshots_file(a: Arena) -> None:
-    put(a.fs, "/file", b"x" * 40000)
-    made = a.fs.snapshot_create(None)
-    with a.fs.snapshot_open(made) as snapshot, snapshot.open("/file", "rb") as file:
-        m = file.mmap()
-    up, down = os.pipe(), os.pipe()
-
-    def child() -> None:
-        os.write(up[1], b".")
-        assert os.read(down[0], 1) == b"."
-        with memoryview(m) as view:
-            assert bytes(view) == b"x" * 40000
-        m.close()
-
-    pid = fork(child)
-    m.close()
-    tick(up[0])
-    with mapped(a.fs, "/file") as live, memoryview(live) as view:
-        view[:] = bytes(40000)
-        with pytest.raises(OSError, match="open"):
-            a.fs.snapshot_delete(made)
-        os.write(down[1], b".")
-        assert wait(pid) == 0
-    a.fs.reap()
-    a.fs.snapshot_delete(made)
-    for end in (*down, *up):
-        os.close(end)
-    rests(a)
-
-
-def test_a_process_that_executes_another_program(a: Arena) -> None:
-    """It keeps its number, and has nothing mapped any more: snapshots do not wait for it."""
-    put(a.fs, "/file", bytes(20000))
-    up, down = os.pipe(), os.pipe()
-    for end in (down[0], up[1]):
-        os.set_inheritable(end, True)
-
-    def other() -> None:
-        mine = core.Core(a.pm, a.dram, a.memory.fd)
-        memoryview(mapped(mine, "/file"))[0] = 1
-        script = f"printf . >&{up[1]}; read line <&{down[0]}"
-        os.execv("/bin/sh", ["/bin/sh", "-c", script])
-
-    pid = fork(other)
-    tick(up[0])
-    made = a.fs.snapshot_create(None)
-    assert shown(a.fs, made)[0] == 1
-    os.write(down[1], b"\n")
-    assert wait(pid) == 0
-    a.fs.reap()
-    for end in (*down, *up):
-        os.close(end)
-    rests(a)
-
-
-# ----------------------------------------------------------------------------- frozen, and traced
-
-
-def test_nothing_changes_while_frozen(protected: Arena) -> None:
-    """Another process stores as fast as it can; and one that maps meanwhile waits."""
-    fs = protected.fs
-    put(fs, "/file", bytes(64 * BLOCK_BYTES))
-    up = os.pipe()
-
-    def other() -> None:
-        mine = core.Core(protected.pm, protected.dram, protected.memory.fd)
-        view = memoryview(mapped(mine, "/file"))
-        number = 0
-        while True:
-            number += 1
-            struct.pack_into("<Q", view, number % 64 * BLOCK_BYTES, number)
-            if number % 100_000 == 1:
-                os.write(up[1], b".")
-
-    pid = fork(other)
-    tick(up[0])
-    for turn in range(10):
-        fs.freeze(timeout=SECONDS)
-        first = protected.image()
-        second = protected.image()
-        assert first == second, "a copied arena changes while it is frozen"
-        fs.unfreeze()
-        tick(up[0])
-        if turn == 5:
-            fs.snapshot_create(None)
-    os.kill(pid, 9)
-    assert wait(pid) == -9
-    fs.reap()
-    for end in up:
-        os.close(end)
-    rests(protected)
-
-
-def test_a_trace_has_what_is_flushed() -> None:
-    """Replayed, it gives the arena byte for byte: copies, entries, and flushed stores."""
-    with arena(4 * MIB) as opened:
-        fs = opened.fs
-        put(fs, "/file", bytes(30 * BLOCK_BYTES))
-        image = opened.image()
-        fs.trace_start()
-        with mapped(fs, "/file", 100) as m, memoryview(m) as view:
-            for number in range(30):
-                fs.snapshot_create(None)
-                view[number * 4000 : number * 4000 + 50] = bytes([number + 1]) * 50
-                m.flush(number * 4000, 50)
-                if number % 7 == 3:
-                    put(fs, "/file", b"w" * 5000, number * 300)
-                    fs.truncate("/file", 20 * BLOCK_BYTES)
-                    fs.truncate("/file", 30 * BLOCK_BYTES)
-            view[:] = b"e" * len(view)
-            m.flush()
-        replayed = replay(image, fs.trace_stop())
-        assert replayed == opened.image()
-
-
-def test_flushed_stores_survive_a_power_failure(a: Arena) -> None:
-    from crashsim.medium import Medium, events
-
-    put(a.fs, "/file", bytes(10 * BLOCK_BYTES))
-    medium = Medium(a.image())
-    a.fs.trace_start()
-    with mapped(a.fs, "/file") as m, memoryview(m) as view:
-        made = a.fs.snapshot_create(None)
-        view[5000:15000] = b"f" * 10000
-        m.flush(5000, 10000)
-        for event in events(a.fs.trace_stop()):
-            medium.feed(event)
-    with arena(image=bytes(medium.image)) as again:
-        assert get(again.fs, "/file")[5000:15000] == b"f" * 10000
-        assert shown(again.fs, made) == bytes(10 * BLOCK_BYTES)
-        rests(again)
-
-
-# -------------------------------------------------------------------------------- without space
-
-
-def test_no_space_for_what_a_snapshot_needs() -> None:
-    """The process that stores is stopped with a word why, and nothing is lost; others go on."""
-    with arena(4 * MIB) as opened:
-        fs = opened.fs
-        put(fs, "/file", b"d" * (200 * BLOCK_BYTES))
-        fs.snapshot_create("kept")
-        from t2_crash.defects_help import fill
-
-        fill(fs)
-
-        def other() -> None:
-            mine = core.Core(opened.pm, opened.dram, opened.memory.fd)
-            view = memoryview(mapped(mine, "/file"))
-            for page in range(200):
-                view[page * BLOCK_BYTES] = ord("n")
-
-        assert wait(fork(other)) == -7, "SIGBUS"
-        fs.reap()
-        with fs.snapshot_open(ids(fs)[0]) as view:
-            assert get(view, "/file") == b"d" * (200 * BLOCK_BYTES)
-        exact(opened)
-        fs.unlink("/fill")
-        assert wait(fork(other)) == 0
-        fs.reap()
-        assert get(fs, "/file")[::BLOCK_BYTES] == b"n" * 200
-        rests(opened)

@@ -1,18 +1,25 @@
-"""Defects 33 to 41 of NOVA: what has to respect epochs, and did not. 1 to 24 are in `t2_crash`."""
+"""Defects 25 to 41 of NOVA: of mapped files (to 32), and what has to respect epochs, and did not.
+
+1 to 24 are in `t2_crash`.
+"""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from crashsim.arena import MIB, Arena, arena, contents
-from t2_crash.defects_help import exact, get, ids, put, same, state
+from crashsim.death import fork, wait
+from t2_crash.defects_help import exact, get, ids, put, same, state, together
 
 from nova_mp import NoSuchSnapshot
+from nova_mp.core import fs as core
 from nova_mp.tools.image import BLOCK_BYTES
 
 
@@ -20,6 +27,202 @@ from nova_mp.tools.image import BLOCK_BYTES
 def a() -> Iterator[Arena]:
     with arena(8 * MIB) as opened:
         yield opened
+
+
+def mapped(fs: Any, path: str = "/file") -> Any:
+    with fs.os_open(path, os.O_RDWR) as file:
+        return file.mmap()
+
+
+def seen(fs: Any, epoch_id: int, path: str = "/file") -> bytes:
+    with fs.snapshot_open(epoch_id) as view:
+        return get(view, path)
+
+
+def test_defect_25_fault_and_snapshot_wait_for_each_other(a: Arena) -> None:
+    """A fault held what the snapshot needed, and waited for the snapshot."""
+    put(a.fs, "/file", bytes(32 * BLOCK_BYTES))
+    done = threading.Event()
+
+    def storer() -> None:
+        with mapped(a.fs) as m, memoryview(m) as view:
+            for number in itertools.count():
+                view[number % 32 * BLOCK_BYTES] = number & 255
+                if done.is_set():
+                    return
+
+    def taker() -> None:
+        try:
+            for _ in range(40):
+                a.fs.snapshot_delete(a.fs.snapshot_create(None))
+        finally:
+            done.set()
+
+    together(storer, taker, storer)
+    exact(a)
+
+
+def test_defect_26_unmapping_beside_snapshots(a: Arena) -> None:
+    """Unmapping took two locks in the other order; the list of mappings was walked without one."""
+    put(a.fs, "/file", bytes(8 * BLOCK_BYTES))
+    done = threading.Event()
+
+    def mapper() -> None:
+        while not done.is_set():
+            with mapped(a.fs) as m, memoryview(m) as view:
+                view[5000] = 1
+
+    def taker() -> None:
+        try:
+            for _ in range(40):
+                a.fs.snapshot_delete(a.fs.snapshot_create(None))
+        finally:
+            done.set()
+
+    together(mapper, taker, mapper)
+    assert a.fs.slots()[0]["mappings"] == 0
+    exact(a)
+
+
+def test_defect_27_interrupted_wait(a: Arena) -> None:
+    """A signal ended the wait of a store that was held back, and the store went on in the freeze.
+
+    Here whoever stores waits for its page, signals or not.
+    """
+    put(a.fs, "/file", bytes(8 * BLOCK_BYTES))
+    ready = os.pipe()
+
+    def storer() -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        fs = core.Core(a.pm, a.dram, a.memory.fd)
+        view = memoryview(mapped(fs))
+        os.write(ready[1], b".")
+        for number in itertools.count(1):
+            view[number % 8 * BLOCK_BYTES] = number & 255
+
+    pid = fork(storer)
+    assert os.read(ready[0], 1) == b"."
+    for _ in range(20):
+        a.fs.freeze()
+        first = a.image()
+        for _ in range(20):
+            os.kill(pid, signal.SIGUSR1)
+        assert a.image() == first
+        a.fs.unfreeze()
+    os.kill(pid, signal.SIGKILL)
+    assert wait(pid) == -signal.SIGKILL
+    a.fs.reap()
+    for end in ready:
+        os.close(end)
+    exact(a)
+
+
+def test_defect_28_stores_of_the_kernel(a: Arena) -> None:
+    """Pages that the kernel stored to for a system call were not copied for the snapshot."""
+    put(a.fs, "/file", b"old." * 4096)
+    if a.fs.mmap_protection != "userfaultfd":
+        pytest.skip("userfaultfd is for user mode only here; then such a call fails")
+    with mapped(a.fs) as m, memoryview(m) as view:
+        made = a.fs.snapshot_create(None)
+        left, right = os.pipe()
+        os.write(right, b"n" * 10000)
+        with open(left, "rb", buffering=0) as source:
+            assert source.readinto(view[3000:13000]) == 10000
+        os.close(right)
+        assert get(a.fs, "/file")[3000:13000] == b"n" * 10000
+        assert seen(a.fs, made) == b"old." * 4096
+    exact(a)
+
+
+def test_defect_29_once_protected_always_slow(a: Arena) -> None:
+    """A mapping that was protected once took the slow path for every fault until it was closed."""
+    put(a.fs, "/file", bytes(64 * BLOCK_BYTES))
+
+    def faults() -> int:
+        return int(a.fs.stats()["counters"]["map_faults"])
+
+    with mapped(a.fs) as m, memoryview(m) as view:
+        for _ in range(3):
+            a.fs.snapshot_create(None)
+            before = faults()
+            for turn in range(50):
+                for page in range(64):
+                    view[page * BLOCK_BYTES] = turn
+            assert 0 < faults() - before <= 64, "a page faults once after a snapshot"
+    exact(a)
+
+
+def test_defect_30_windows_over_newer_pages(a: Arena) -> None:
+    """Copying ahead stopped at the first page that had been copied already: the rest was lost."""
+    put(a.fs, "/file", b"o" * (64 * BLOCK_BYTES))
+    with mapped(a.fs) as m, memoryview(m) as view:
+        made = a.fs.snapshot_create(None)
+        for page in range(3, 64, 7):
+            view[page * BLOCK_BYTES] = ord("n")
+        for page in range(64):
+            view[page * BLOCK_BYTES : (page + 1) * BLOCK_BYTES] = b"N" * BLOCK_BYTES
+        assert seen(a.fs, made) == b"o" * (64 * BLOCK_BYTES)
+        assert a.fs.stats()["counters"]["preserved_pages"] == 64
+    exact(a)
+
+
+def test_defect_31_first_store_after_a_snapshot(a: Arena) -> None:
+    """The first store after a snapshot got a page of zeros, no copy: live data was lost."""
+    data = os.urandom(16 * BLOCK_BYTES)
+    put(a.fs, "/file", data)
+    with mapped(a.fs) as m, memoryview(m) as view:
+        for page in range(16):
+            made = a.fs.snapshot_create(None)
+            before = bytes(view)
+            view[page * BLOCK_BYTES + 100] ^= 255
+            put(a.fs, "/file", b"w", page * BLOCK_BYTES + 200)
+            now = bytearray(before)
+            now[page * BLOCK_BYTES + 100] ^= 255
+            now[page * BLOCK_BYTES + 200] = ord("w")
+            assert bytes(view) == get(a.fs, "/file") == now
+            assert seen(a.fs, made) == before
+    with arena(image=a.image()) as crashed:
+        assert get(crashed.fs, "/file") == now
+        same(state(crashed), state(a))
+
+
+def test_defect_32_writes_and_stores_have_one_cut(a: Arena) -> None:
+    """A snapshot could hold a later store without an earlier write, or the other way round."""
+    put(a.fs, "/file", bytes(2 * BLOCK_BYTES))
+    put(a.fs, "/written", bytes(8))
+    done = threading.Event()
+
+    def changer() -> None:
+        with (
+            a.fs.os_open("/written", os.O_RDWR) as file,
+            mapped(a.fs) as m,
+            memoryview(m) as view,
+        ):
+            for number in itertools.count(1):
+                value = number.to_bytes(8, "little")
+                view[:8] = value
+                file.pwrite(value, 0)
+                view[BLOCK_BYTES : BLOCK_BYTES + 8] = value
+                if done.is_set():
+                    return
+
+    def taker() -> None:
+        try:
+            for _ in range(60):
+                made = a.fs.snapshot_create(None)
+                stored, written = seen(a.fs, made), seen(a.fs, made, "/written")
+                values = [
+                    int.from_bytes(part, "little")
+                    for part in (stored[:8], written, stored[BLOCK_BYTES : BLOCK_BYTES + 8])
+                ]
+                assert values[0] >= values[1] >= values[2] >= values[0] - 1, values
+                a.fs.snapshot_delete(made)
+                a.fs.reclaim(1000)
+        finally:
+            done.set()
+
+    together(changer, taker)
+    exact(a)
 
 
 def test_defect_33_fallocate_over_old_data(a: Arena) -> None:

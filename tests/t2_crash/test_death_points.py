@@ -27,16 +27,20 @@ SECONDS = 20.0
 # Which operations pass a failpoint; `name*n` means its n-th passage.
 POINTS: dict[str, tuple[str, ...]] = {
     "alloc.announced": (
-        "overwrite", "append to a full log", "create", "symlink", "collect garbage",
+        "overwrite", "append to a full log", "create", "symlink", "collect garbage", "store",
+        "map a sparse file",
     ),
     "alloc.announced*2": ("append to a full log", "symlink"),
     "alloc.bits_set": (
         "create in a full inode table", "overwrite", "append to a full log", "collect garbage",
+        "store",
     ),
     "clean.released": ("reclaim", "reclaim what another snapshot needs"),
     "close.cell_cleared": ("close a deleted file", "write to a deleted file"),
     "create.applied": ("create", "create in a full directory", "mkdir", "symlink"),
     "dir.switched": ("create in a full directory", "rename a directory"),
+    "fault.preserved": ("store", "store into a removed file"),
+    "fault.resolved": ("store", "store into a removed file"),
     "free.bits_cleared": (
         "overwrite", "truncate", "unlink", "close a deleted file", "collect garbage", "reclaim",
     ),
@@ -46,7 +50,8 @@ POINTS: dict[str, tuple[str, ...]] = {
     "gc.switched": ("collect garbage", "collect garbage under snapshots"),
     "inode.cells_set": (
         "overwrite", "overwrite under a snapshot", "truncate", "unlink under a snapshot",
-        "rename over", "write to a deleted file",
+        "rename over", "write to a deleted file", "store", "store into a removed file",
+        "unmap a cut file", "map beside a snapshot's",
     ),
     "inode.pages_released": (
         "unlink", "unlink under a snapshot", "rmdir", "rename over in place",
@@ -65,7 +70,8 @@ POINTS: dict[str, tuple[str, ...]] = {
     ),
     "list.appended": (
         "overwrite under a snapshot", "truncate under a snapshot", "unlink under a snapshot",
-        "rename over under a snapshot", "reclaim what another snapshot needs",
+        "rename over under a snapshot", "reclaim what another snapshot needs", "store",
+        "truncate a mapped file", "map beside a snapshot's",
     ),
     "list.appended*2": ("truncate under a snapshot", "unlink under a snapshot"),
     "list.page_linked": (
@@ -78,27 +84,47 @@ POINTS: dict[str, tuple[str, ...]] = {
     ),
     "log.before_commit": (
         "overwrite", "truncate under a snapshot", "chmod", "setxattr", "removexattr",
-        "create a snapshot",
+        "create a snapshot", "store", "flush", "unmap a cut file", "map a sparse file",
     ),
     "log.committed": (
         "extend", "truncate under a snapshot", "setxattr", "write to a deleted file",
-        "create a snapshot",
+        "create a snapshot", "store", "unmap a cut file", "map beside a snapshot's",
+        "map a sparse file",
     ),
     "log.page_linked": ("append to a full log",),
     "log.page_unlinked": ("unlink", "rmdir", "close a deleted file", "reclaim"),
+    "mmap.before_store": ("write to a mapped file",),
+    "mmap.copied": (
+        "store", "store into a removed file", "write to a mapped file", "truncate a mapped file",
+    ),
+    "mmap.counted": ("map", "map a sparse file", "map beside a snapshot's"),
+    "mmap.entry_appended": (
+        "store", "store into a removed file", "write to a mapped file", "truncate a mapped file",
+    ),
+    "mmap.moved": ("map beside a snapshot's",),
+    "mmap.preserved": ("store", "store into a removed file", "truncate a mapped file"),
+    "mmap.truncated": ("truncate a mapped file", "extend a cut file"),
     "open.cell_set": ("create", "create in a full directory", "open"),
     "rename.source_applied": (
         "rename", "rename over", "rename over in place", "rename over under a snapshot",
         "rename a directory",
     ),
-    "snapshot.before_grace": ("create a snapshot", "create a second snapshot"),
-    "snapshot.committed": ("create a snapshot", "create a second snapshot"),
+    "snapshot.before_grace": (
+        "create a snapshot", "create a second snapshot", "create a snapshot of a mapped file",
+    ),
+    "snapshot.committed": (
+        "create a snapshot", "create a second snapshot", "create a snapshot of a mapped file",
+    ),
     "snapshot.deleted": ("delete a snapshot",),
-    "snapshot.epoch_persisted": ("create a snapshot", "create a second snapshot"),
+    "snapshot.epoch_persisted": (
+        "create a snapshot", "create a second snapshot", "create a snapshot of a mapped file",
+    ),
     "snapshot.in_table": ("create a snapshot", "create a second snapshot"),
     "snapshot.list_queued": ("delete a snapshot",),
     "snapshot.out_of_table": ("delete a snapshot",),
     "snapshot.spliced": ("delete a snapshot",),
+    "stores.held": ("create a snapshot of a mapped file",),
+    "stores.protected": ("create a snapshot of a mapped file",),
     "unlink.name_gone": ("unlink", "unlink under a snapshot", "unlink one of two names", "rmdir"),
     "write.applied": ("overwrite", "append to a full log", "overwrite under a snapshot"),
     "write.data_copied": ("extend", "truncate", "symlink", "write to a deleted file"),
@@ -116,9 +142,12 @@ RICH = [
     ("gc.before_switch", "collect garbage"),
     ("gc.switched", "collect garbage under snapshots"),
     ("inode.cells_set", "unlink under a snapshot"),
+    ("inode.cells_set", "store"),
     ("journal.before_commit", "symlink"),
     ("journal.committed", "rename over under a snapshot"),
+    ("mmap.entry_appended", "truncate a mapped file"),
     ("snapshot.committed", "create a second snapshot"),
+    ("snapshot.committed", "create a snapshot of a mapped file"),
     ("snapshot.deleted", "delete a snapshot"),
     ("write.entry_appended", "overwrite"),
 ]

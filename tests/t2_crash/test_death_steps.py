@@ -29,6 +29,8 @@ SEED = int(os.environ.get("NOVA_MP_SEED") or secrets.randbits(31))
 EVERY = os.environ.get("NOVA_MP_EXHAUSTIVE", "") not in ("", "0")
 STRIDE = 16  # of the states, one in so many is looked at
 AT_ONCE = 3  # operations, of all that there are
+# A thread of its own that resolves faults cannot be stepped together with the one that acts.
+STEPPED = sorted(name for name, operation in OPERATIONS.items() if not operation.threads)
 
 
 def step_through(name: str, rng: random.Random) -> int:
@@ -58,9 +60,9 @@ def step_through(name: str, rng: random.Random) -> int:
     return deaths
 
 
-@pytest.mark.parametrize("name", list(OPERATIONS) if EVERY else ["a few"])
+@pytest.mark.parametrize("name", STEPPED if EVERY else ["a few"])
 def test_death_at_any_instruction(name: str) -> None:
     print(f"replay with NOVA_MP_SEED={SEED}")
     rng = random.Random(SEED)
-    names = [name] if EVERY else rng.sample(sorted(OPERATIONS), AT_ONCE)
+    names = [name] if EVERY else rng.sample(STEPPED, AT_ONCE)
     assert sum(step_through(one, rng) for one in names) > 0

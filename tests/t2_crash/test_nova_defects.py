@@ -1,7 +1,7 @@
 """Mistakes that NOVA's snapshots made, one test each: none of them can be made here.
 
 The numbers are those of a list of defects in the published sources; 1 to 24 are of `snapshot.c`.
-Each docstring says what went wrong there. 33 to 41 are in `tests/t1_core`.
+Each docstring says what went wrong there. 25 to 41 are in `tests/t1_core`.
 """
 
 from __future__ import annotations
