@@ -9,6 +9,7 @@ import pytest
 from nova_mp.bench.crowd import is_crowd, load_crowd
 from nova_mp.bench.echo import is_echo, load_echo
 from nova_mp.bench.job import JobError, find_preset, load_job, read_arena, read_tables
+from nova_mp.bench.mapped import is_mapped, load_mapped
 from nova_mp.bench.micro import is_micro, load_micro
 from nova_mp.bench.snapshots import is_snapshots, load_snapshots
 from nova_mp.bench.units import parse_duration, show_bytes, show_ns, show_rate
@@ -39,6 +40,8 @@ def test_every_job_that_is_delivered_can_be_read(path: Path) -> None:
         assert any(load_crowd(path)[1:])
     elif is_echo(path):
         assert load_echo(path).depth > 1
+    elif is_mapped(path):
+        assert load_mapped(path)[0].repeats
     else:
         assert load_job(path).clients
 
