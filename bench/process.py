@@ -18,7 +18,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
     function, arguments = pipe.recv()
-    function(pipe, *arguments)
+    try:
+        function(pipe, *arguments)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        # The parent closed its end: it was stopped, and nobody wants the answer any more.
+        if not pipe.poll():
+            raise
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -117,6 +118,10 @@ class NoSuchVerb(click.UsageError):
         self.hint = hint
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; what an interrupt would clean up is cleaned up."""
+
+
 @click.group(
     cls=Program,
     invoke_without_command=True,
@@ -152,7 +157,11 @@ def main(args: list[str]) -> int:
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "nova-mp"
         return _usage(args, path, error)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click makes an Abort of what it sees.
+        if isinstance(error.__cause__ or error, Terminated):
+            click.echo("nova-mp: terminated", err=True)
+            return report.TERMINATED
         click.echo("nova-mp: interrupted", err=True)
         return report.INTERRUPTED
     except BrokenPipeError:
@@ -190,8 +199,15 @@ def _sentence(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _terminate(number: int, frame: object) -> NoReturn:
+    # Once: a second signal must not cut short what the first one made us clean up.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
 def run() -> NoReturn:
     """The entry point: exits with the command's code."""
+    signal.signal(signal.SIGTERM, _terminate)
     # File names that are not UTF-8 come as surrogates, and leave as the bytes they were.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

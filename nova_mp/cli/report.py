@@ -24,6 +24,7 @@ OUTPUT_VERSION = 1
 DONE, FAILED, USAGE, PARTLY, BUSY, NO_SPACE, CORRUPT = range(7)
 TRY_AGAIN = 75
 INTERRUPTED = 130
+TERMINATED = 143
 
 _CODE_OF_ERROR: list[tuple[type[errors.NovaError], int]] = [
     (errors.CorruptArena, CORRUPT),

@@ -111,9 +111,9 @@ class Failpoints:
             if dies(pid, siege.rng.uniform(0.05, 0.2)):
                 return True
             if provoked:
-                siege.kill_client(2)
-                siege.look_at_dead([2])
-                siege.hire(2)
+                siege.kill_client(3)
+                siege.look_at_dead([3])
+                siege.hire(3)
         return False
 
     def _supervisor_dies(self, role: str, point: str, nth: int) -> bool:

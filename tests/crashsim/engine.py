@@ -46,7 +46,7 @@ LIMIT_S = 20.0
 LONGEST_NS = 1_000_000_000
 """What an operation of a survivor may take."""
 
-CLIENTS = (customers.ATTACHED, customers.REMOTE, customers.ATTACHED, customers.REMOTE)
+CLIENTS = (customers.ATTACHED, customers.REMOTE, customers.REMOTE, customers.ATTACHED)
 
 
 def until(what: str, holds: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:

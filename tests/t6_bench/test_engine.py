@@ -237,3 +237,25 @@ def test_a_demo_that_is_stopped_leaves_nothing(what: str) -> None:
     assert ("died" if what == "kill a client" else "interrupted") in error
     assert not [name for name in segments() if f"-{process.pid}" in name]
     assert not any(one.is_running() for one in clients)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda it: it.name)
+def test_a_benchmark_that_is_stopped_leaves_nothing(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nova_mp.cli.main", "bench", "run", "quick.toml"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    parent = psutil.Process(process.pid)
+    clients: list[psutil.Process] = []
+    deadline = time.monotonic() + 90
+    while not clients:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        clients = clients_of(parent)
+    process.send_signal(number)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 143), out + error
+    assert "Traceback" not in error
+    assert not [name for name in segments() if f"-{process.pid}" in name]
+    assert not any(one.is_running() for one in clients)
