@@ -6,7 +6,8 @@ Every kind is measured by a process of its own, by the same loops:
 - first store: a snapshot is taken, then one word is stored to pages in random order, each store
   between two readings of the clock (`idle` is the same again, when nothing is left to do);
 - rewrite: a snapshot is taken, then everything is copied over, in order; and, taking turns, the
-  same bytes are copied over plain memory of the same size, shared as well;
+  same bytes are copied over plain memory, shared as well: for a mapped file, its own memory, mapped
+  once more as any shared memory is, since two pieces of memory differ by as much as a quarter;
 - steady: the same without a snapshot;
 - pause: the longest single store from just before a snapshot is taken until the next one is.
 
@@ -33,6 +34,8 @@ from .snappeers import Fork
 from .timing import collector_off
 
 PAGE = 4096
+LARGE_PAGE = 2 << 20
+MAP_FIXED = 0x10
 WORDS = PAGE // 8
 LONG_NS = 1000
 """Stores that take less are not kept for the search of a pause."""
@@ -149,6 +152,43 @@ def words_of(buffer: Any) -> Any:
     return numpy.frombuffer(buffer, dtype=numpy.uint64)
 
 
+def mapped_plainly(words: Any) -> Any:
+    """The memory of `words`, or of its first piece, mapped again as any shared memory is.
+
+    At an address like that of `words`: the rate of a copy depends on where the two lie in a page of
+    2 MiB, by a tenth.
+    """
+    start = end = words.ctypes.data
+    first, segment = 0, ""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            where, _, offset, _, _, *path = line.split(maxsplit=5)
+            low, high = (int(part, 16) for part in where.split("-"))
+            if low <= start < high:
+                first, segment = int(offset, 16) + start - low, path[0].strip()
+            # Write protection may have cut a piece.
+            if low <= end < high and int(offset, 16) + end - low == first + end - start:
+                end = high
+    size = min(end - start, words.nbytes)
+    room = mmap.mmap(-1, size + LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with open(segment, "r+b") as file:
+        all_of_it = words_of(room)
+        skip = (start - all_of_it.ctypes.data) % LARGE_PAGE
+        there = libc_mmap()(all_of_it.ctypes.data + skip, size, mmap.PROT_READ | mmap.PROT_WRITE,
+                            mmap.MAP_SHARED | MAP_FIXED, file.fileno(), first)
+    if there != all_of_it.ctypes.data + skip:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return all_of_it[skip // 8 : (skip + size) // 8]
+
+
+def libc_mmap() -> Callable[..., int]:
+    """mmap(2), which Python's does not let one tell where."""
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    call.restype = ctypes.c_size_t
+    call.argtypes = [ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    return call
+
+
 # ------------------------------------------------------------------------------------ loops
 
 
@@ -185,22 +225,26 @@ def first_stores(memory: Memory, plan: MappedPlan) -> dict[str, Any]:
     return found
 
 
-def copies(memory: Memory, plain: Plain, repeats: int) -> dict[str, Any]:
-    """Rates of copies over everything, over those of plain memory beside it."""
-    source = plain.words.copy()
+def copies(memory: Memory, plain: Any, repeats: int) -> dict[str, Any]:
+    """Rates of copies over everything, over those of `plain` memory."""
+    source = plain.copy()
+    words = memory.words[: len(plain)]
     ratios: dict[str, list[float]] = {"rewrite": [], "steady": []}
     rates = []
     for turn in range(repeats + 1):
-        base = _copy_ns(plain.words, source)
+        base = _copy_ns(plain, source)
         taken = memory.take()
-        after = _copy_ns(memory.words, source)
-        base = (base + _copy_ns(plain.words, source)) // 2
+        after = _copy_ns(words, source)
+        base = (base + _copy_ns(plain, source)) // 2
         memory.drop(taken)
         # What is protected still is not any more after this.
-        _copy_ns(memory.words, source)
-        steady = [(_copy_ns(plain.words, source), _copy_ns(memory.words, source)) for _ in range(3)]
+        _copy_ns(words, source)
+        steady = []
+        for _ in range(3):
+            one, two = _copy_ns(plain, source), _copy_ns(words, source)
+            steady += [(one, two), (_copy_ns(plain, source), two)]
         if turn:
-            rates.append(plain.words.nbytes * 1e9 / base)
+            rates.append(plain.nbytes * 1e9 / base)
             ratios["rewrite"].append(base / after)
             ratios["steady"] += [one / other for one, other in steady]
     found = {name: statistics.median(values) for name, values in ratios.items()}
@@ -299,7 +343,10 @@ def _measured(
     small.words[::WORDS] = 1
     where = stack.enter_context(scratch_directory("/dev/shm"))
     found = first_stores(small, plan)
-    found |= copies(small, Plain(where, plan.small_bytes), plan.repeats)
+    plain = Plain(where, plan.small_bytes).words
+    if isinstance(small, Mapped):
+        plain = mapped_plainly(small.words)
+    found |= copies(small, plain, plan.repeats)
     del small
     large = make(plan.large_bytes)
     found["freeze"] = freeze(large, plan.repeats)

@@ -86,10 +86,11 @@ cdef enum:
     CELL_SNAPSHOT = 0x4000000000000000         # open-table cell: a snapshot held open, not an inode
     OPEN_CELLS = 511                 # cells in a page of the open table
 
-    MAP_RECORDS = 84                 # in a page of a process's table of mappings
+    MAP_RECORDS = 31                 # in a page of a process's table of mappings
     MAP_WRITABLE = 1                 # nv_map flags
     MAP_SNAPSHOT = 2                 # of a snapshot's file
     MAP_INHERITED = 8                # by a forked child: there already, wherever the file ends
+    MAP_PARTS = 512                  # what `writable` of nv_map divides a mapping into
 
 
 cdef struct nv_index:                # IN DRAM. Sparse array of 8-byte words; see index.pxd
@@ -257,13 +258,15 @@ cdef struct nv_map:                  # IN DRAM. One mapping of a process; under 
     uint64_t pgoff                   # first file page
     uint32_t generation
     uint32_t flags                   # MAP_*
-    uint64_t spare
+    uint64_t part_pages              # pages of each of its MAP_PARTS parts
+    uint64_t spare[2]
+    uint64_t writable[8]             # a bit for each part that may have pages not protected
 
 
 cdef struct nv_map_page:             # IN DRAM. Part of a process's table of mappings
     nv_map maps[MAP_RECORDS]
     uint64_t next_off
-    uint64_t pad[7]
+    uint64_t pad[15]
 
 
 cdef struct nv_list_head:            # IN DRAM. One snapshot's list of one CPU

@@ -3,7 +3,10 @@
 # Structure  A process keeps a private list of its mappings, and a thread with a process slot of its
 #            own that never needs the GIL. The kernel (or the SIGSEGV handler) tells it of a fault,
 #            it preserves what snapshots need of the page, makes it writable, the store goes on.
-#            A page at a time when stores are scattered, windows that double when they are in order.
+#            A page at a time when stores are scattered; then the thread follows the storing one
+#            to its processor, since waking another costs more than all the rest. When stores come
+#            in order, windows double, and the thread goes on ahead of the stores, elsewhere, by as
+#            many pages as have been stored to in order, or twice as many.
 # Locks      `mutex` guards the private list, from the lookup of a fault's mapping until its pages
 #            are writable; it is let go of while stores are held back or the arena is frozen.
 # Invariants see stores.pxd (MAP-2, MAP-3) and mapping.pxd (MAP-4).
@@ -14,6 +17,8 @@ from nova_mp.core.dram cimport nv_arena, nv_ctx, nv_map, nv_slot
 cdef extern from "uffd.h" nogil:
     ctypedef unsigned long pthread_t
     ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct cpu_set_t:
         pass
     struct nv_fault:
         uint32_t state
@@ -33,6 +38,9 @@ cdef struct nv_mapped:               # PRIVATE. One writable mapping of this pro
     uint64_t pgoff
     uint64_t next_page               # where a store in order comes next
     uint64_t window                  # pages made writable by the last fault
+    uint64_t run                     # pages before next_page that were made so in order
+    uint64_t epoch_id                # of the last fault
+    nv_map* record
     uint32_t generation
 
 cdef struct nv_faults:               # PRIVATE. What a process needs to resolve its faults
@@ -49,6 +57,13 @@ cdef struct nv_faults:               # PRIVATE. What a process needs to resolve 
     int fd                           # userfaultfd, or -1
     int stop                         # eventfd
     int protection                   # NV_PROTECT_*
+    int cpu_now                      # where the thread is kept, or -1
+    uint32_t looks                   # faults until it is looked again where the stores come from
+    uint64_t last_ns                 # of the last fault
+    uint64_t ahead_at                # the address after the last window made writable in order
+    uint64_t ahead_pages             # how many more to go ahead of the stores
+    uint64_t spin_until_ns
+    cpu_set_t cpus                   # where the thread may run
     nv_fault posted[64]              # by the SIGSEGV handler
 
 cdef int protection_of(nv_faults* f) noexcept nogil

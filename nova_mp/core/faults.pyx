@@ -1,22 +1,24 @@
 """The thread that resolves stores into write-protected mappings."""
 
-from libc.errno cimport ENOMEM, ENOSPC
+from libc.errno cimport EFAULT, EINVAL, ENOMEM, ENOSPC
 from libc.stdlib cimport calloc, free, realloc
 from posix.unistd cimport close
 from nova_mp.core.arch cimport (nv_futex_wait, nv_futex_wake, nv_load32, nv_load64,
-                                nv_store32)
-from nova_mp.core.dram cimport NV_FROZEN, ROLE_CLIENT
+                                nv_monotonic_ns, nv_store32)
+from nova_mp.core.dram cimport MAP_PARTS, NV_FROZEN, ROLE_CLIENT
 from nova_mp.core.mapping cimport resolve_pages
-from nova_mp.core.pmem cimport fail_point
+from nova_mp.core.pmem cimport block_off, fail_point
 from nova_mp.core.reclaim cimport gc_inode
 from nova_mp.core.snaplist cimport spare_drop
-from nova_mp.core.stores cimport fault_enter, fault_leave, hold_wait
+from nova_mp.core.stores cimport (fault_enter, fault_leave, hold_wait, map_protected, map_touched,
+                                  map_writable)
 from nova_mp.core.sync cimport ctx_init, gate_wait, slot_give_back, slot_take
 
 cdef extern from "uffd.h" nogil:
     int nv_uffd_open(int* mode)
     int nv_uffd_register(int fd, uint8_t* at, uint64_t n_bytes)
     int nv_uffd_protect(int fd, uint64_t at, uint64_t n_bytes, int on)
+    int nv_uffd_renew(int fd, uint8_t* at, uint64_t n_bytes, const uint8_t* source)
     uint64_t nv_uffd_next(int fd, uint32_t* tid)
     int nv_uffd_wait(int fd, int stop, int ms)
     int nv_access(uint8_t* at, uint64_t n_bytes, int writable)
@@ -28,6 +30,9 @@ cdef extern from "uffd.h" nogil:
     void nv_fault_done(nv_fault* fault)
     void nv_ring(uint32_t* bell)
     void nv_allow_fd_of()
+    int nv_cpu_of(uint32_t tid)
+    int nv_run_on(const cpu_set_t* cpus, int cpu)
+    void nv_my_cpus(cpu_set_t* cpus)
     int nv_thread_start(pthread_t* thread, void* (*body)(void*) noexcept nogil, void* argument)
     void nv_refuse_store(uint32_t tid, int error)
     int pthread_join(pthread_t thread, void** result)
@@ -41,6 +46,12 @@ cdef extern from "uffd.h" nogil:
 cdef enum:
     WINDOW_PAGES = 64                # most pages of one fault: 256 KiB
     SIGNAL_PAGES = 16                # fewest with mprotect, which cuts areas of memory
+    STREAM_PAGES = 16                # a window from which on stores are taken to come in order
+    AHEAD_PAGES = 16384              # farthest to go ahead of the stores: 64 MiB
+    AHEAD_WINDOW = 256               # at a time, between looks for faults
+    SPIN_NS = 100000                 # how long the next fault of a stream is looked for, not slept
+    LOOKS = 64                       # faults between looks where the stores come from
+    PAUSE_NS = 5000000               # after which it is looked again
     WAIT_NS = 5000000
     SPACE_TRIES = 20                 # then the store is refused: a tenth of a second
 
@@ -64,18 +75,63 @@ cdef uint64_t window(nv_faults* f, nv_mapped* m, uint64_t page) noexcept nogil:
     return n if n < m.pages - page else m.pages - page
 
 
-cdef int make_writable(nv_ctx* c, nv_faults* f, nv_mapped* m, uint64_t page,
-                       uint64_t n) noexcept nogil:
+cdef int make_writable(nv_ctx* c, nv_faults* f, nv_mapped* m, uint64_t page, uint64_t n,
+                       uint64_t block) noexcept nogil:
+    # `block` is where the pages lie if there are many, one after the other; else 0.
     cdef int rc
+    map_touched(m.record, page, page + n)
     if f.protection != NV_PROTECT_SIGNAL:
-        return nv_uffd_protect(f.fd, m.at + (page << 12), n << 12, 0)
+        rc = -EINVAL
+        if block:
+            rc = nv_uffd_renew(f.fd, <uint8_t*>m.at + (page << 12), n << 12,
+                               c.pm + block_off(block))
+        if rc and rc != -EFAULT:
+            rc = nv_uffd_protect(f.fd, m.at + (page << 12), n << 12, 0)
+        return rc
     rc = nv_access(<uint8_t*>m.at + (page << 12), n << 12, 1)
     if rc == -ENOMEM:
         # Too many areas of memory: then all of the mapping, which is one piece again.
-        rc = resolve_pages(c, m.ino, m.generation, m.pgoff, m.pgoff + m.pages)
+        rc = resolve_pages(c, m.ino, m.generation, m.pgoff, m.pgoff + m.pages, NULL)
         if rc == 0:
+            map_touched(m.record, 0, m.pages)
             rc = nv_access(<uint8_t*>m.at, m.pages << 12, 1)
     return rc
+
+
+cdef int open_pages(nv_ctx* c, nv_faults* f, nv_mapped* m, uint64_t page, uint64_t n,
+                    bint ahead) noexcept nogil:
+    # Stores to the pages may go on after this. 0, NV_FROZEN or -errno. With `ahead` nobody waits
+    # for them yet, and there is time to spare whoever comes a fault for each page.
+    cdef uint64_t block = 0
+    cdef int rc = NV_FROZEN
+    if fault_enter(c):
+        rc = resolve_pages(c, m.ino, m.generation, m.pgoff + page, m.pgoff + page + n,
+                           &block if ahead else NULL)
+        if rc == 0:
+            fail_point(c, "fault.preserved")
+            rc = make_writable(c, f, m, page, n, block)
+        fail_point(c, "fault.resolved")
+        fault_leave(c)
+    return rc
+
+
+cdef void in_order(nv_ctx* c, nv_faults* f, nv_mapped* m, uint64_t page,
+                   uint64_t n) noexcept nogil:
+    # Remembers the window that was made writable for a store to its first page.
+    cdef bint later = c.epoch_id != m.epoch_id
+    m.epoch_id = c.epoch_id
+    if page == m.next_page:
+        m.run += n
+    elif not later and page < m.next_page and page + 2 * WINDOW_PAGES > m.next_page:
+        return                       # mostly one that came while its page was being made writable
+    else:
+        m.run = n
+    m.next_page = page + n
+    m.window = n
+    f.ahead_at = m.at + (m.next_page << 12)
+    f.ahead_pages = 0
+    if n >= STREAM_PAGES and m.run > n:
+        f.ahead_pages = 2 * m.run if 2 * m.run < AHEAD_PAGES else AHEAD_PAGES
 
 
 cdef int resolve_once(nv_ctx* c, nv_faults* f, uint64_t at, bint single) noexcept nogil:
@@ -91,20 +147,58 @@ cdef int resolve_once(nv_ctx* c, nv_faults* f, uint64_t at, bint single) noexcep
             nv_uffd_protect(f.fd, at, 4096, 0)
         pthread_mutex_unlock(&f.mutex)
         return 0
-    rc = NV_FROZEN
-    if fault_enter(c):
-        page = (at - m.at) >> 12
-        n = 1 if single else window(f, m, page)
-        rc = resolve_pages(c, m.ino, m.generation, m.pgoff + page, m.pgoff + page + n)
-        if rc == 0:
-            fail_point(c, "fault.preserved")
-            rc = make_writable(c, f, m, page, n)
-            m.next_page = page + n
-            m.window = n
-        fail_point(c, "fault.resolved")
-        fault_leave(c)
+    page = (at - m.at) >> 12
+    n = 1 if single else window(f, m, page)
+    rc = open_pages(c, f, m, page, n, False)
+    if rc == 0:
+        in_order(c, f, m, page, n)
     pthread_mutex_unlock(&f.mutex)
     return rc
+
+
+cdef void go_ahead(nv_ctx* c, nv_faults* f) noexcept nogil:
+    # Stores came in order, and none waits now: opens the next window before it is asked for.
+    cdef nv_mapped* m
+    cdef uint64_t page, n
+    pthread_mutex_lock(&f.mutex)
+    m = find(f, f.ahead_at)
+    n = 0
+    if m != NULL:
+        page = (f.ahead_at - m.at) >> 12
+        n = f.ahead_pages if f.ahead_pages < AHEAD_WINDOW else AHEAD_WINDOW
+        if n > m.pages - page:
+            n = m.pages - page
+        if page != m.next_page or open_pages(c, f, m, page, n, True):
+            n = 0
+    if n:
+        m.next_page = page + n
+        m.run += n
+        f.ahead_at += n << 12
+    f.ahead_pages = f.ahead_pages - n if n else 0
+    f.spin_until_ns = nv_monotonic_ns() + SPIN_NS
+    pthread_mutex_unlock(&f.mutex)
+
+
+cdef bint hurried(nv_faults* f) noexcept nogil:
+    # Whether there is work, or soon will be: to sleep and be woken takes longer.
+    return f.ahead_pages != 0 or nv_monotonic_ns() < f.spin_until_ns
+
+
+cdef void follow(nv_faults* f, uint32_t tid) noexcept nogil:
+    # Keeps this thread on the storing thread's processor while stores are scattered: both take
+    # turns, and to wake a processor that sleeps takes many times as long.
+    cdef uint64_t now = nv_monotonic_ns()
+    cdef bint quiet = now - f.last_ns > PAUSE_NS
+    cdef int cpu = -1
+    f.last_ns = now
+    if f.ahead_pages == 0:
+        f.looks -= 1
+        if f.looks and not quiet:
+            return
+        cpu = nv_cpu_of(tid)
+    f.looks = LOOKS
+    if cpu != f.cpu_now:
+        f.cpu_now = nv_run_on(&f.cpus, cpu)
 
 
 cdef void resolve(nv_ctx* c, nv_faults* f, uint64_t at, uint32_t tid) noexcept nogil:
@@ -128,12 +222,19 @@ cdef void resolve(nv_ctx* c, nv_faults* f, uint64_t at, uint32_t tid) noexcept n
 cdef void serve(nv_faults* f) noexcept nogil:
     # Protects everything, if somebody asked for it and cannot do it from outside.
     cdef uint32_t asked = nv_load32(&f.process.protect_asked)
-    cdef uint64_t i
+    cdef uint64_t i, page
+    cdef uint64_t end = 0
+    cdef nv_mapped* m
     if asked == f.process.protect_done:
         return
     pthread_mutex_lock(&f.mutex)
     for i in range(f.count):
-        nv_access(<uint8_t*>f.items[i].at, f.items[i].pages << 12, 0)
+        m = &f.items[i]
+        page = map_writable(m.record, 0, &end)
+        while page < m.pages:
+            nv_access(<uint8_t*>m.at + (page << 12), (end - page) << 12, 0)
+            page = map_writable(m.record, end, &end)
+        map_protected(m.record)
     pthread_mutex_unlock(&f.mutex)
     nv_store32(&f.process.protect_done, asked)
     nv_futex_wake(&f.process.protect_done, 64)
@@ -152,16 +253,19 @@ cdef void collect(nv_ctx* c) noexcept nogil:
 cdef void run_uffd(nv_ctx* c, nv_faults* f) noexcept nogil:
     cdef uint32_t tid = 0
     cdef uint64_t at
-    while not nv_uffd_wait(f.fd, f.stop, -1):
+    while not nv_uffd_wait(f.fd, f.stop, 0 if hurried(f) else -1):
         at = nv_uffd_next(f.fd, &tid)
-        while at and not nv_load32(&f.stopping):
+        if at:
             resolve(c, f, at, tid)
+            follow(f, tid)
             collect(c)
-            at = nv_uffd_next(f.fd, &tid)
+        elif f.ahead_pages:
+            go_ahead(c, f)
+            collect(c)
 
 
 cdef void run_signals(nv_ctx* c, nv_faults* f) noexcept nogil:
-    cdef uint32_t seen
+    cdef uint32_t seen, tid
     cdef nv_fault* fault
     cdef int at
     while not nv_load32(&f.stopping):
@@ -170,11 +274,17 @@ cdef void run_signals(nv_ctx* c, nv_faults* f) noexcept nogil:
         at = 0
         fault = nv_fault_next(f.posted, &at)
         while fault != NULL:
-            resolve(c, f, fault.at, fault.tid)
+            tid = fault.tid
+            resolve(c, f, fault.at, tid)
             nv_fault_done(fault)
+            follow(f, tid)
             collect(c)
             fault = nv_fault_next(f.posted, &at)
-        nv_futex_wait(&f.process.map_bell, seen, 1000000000)
+        if f.ahead_pages:
+            go_ahead(c, f)
+            collect(c)
+        else:
+            nv_futex_wait(&f.process.map_bell, seen, 1000000000)
 
 
 cdef void* thread_body(void* argument) noexcept nogil:
@@ -235,6 +345,9 @@ cdef nv_faults* faults_start(nv_arena* a, nv_slot* process, bint signals,
     f.a = a
     f.process = process
     f.cpu = process.cpu
+    f.cpu_now = -1
+    f.looks = 1
+    nv_my_cpus(&f.cpus)
     f.stop = eventfd(0, EFD_CLOEXEC)
     error[0] = choose(f, signals)
     if error[0] == 0:
@@ -274,10 +387,15 @@ cdef void faults_forget(nv_faults* f) noexcept nogil:
 
 # ---- mappings -----------------------------------------------------------------------------------
 
-cdef int protect_new(nv_ctx* c, nv_faults* f, uint8_t* at, uint64_t n_bytes) noexcept nogil:
+cdef int protect_new(nv_ctx* c, nv_faults* f, nv_map* m, uint8_t* at,
+                     uint64_t n_bytes) noexcept nogil:
     # Stores have to be caught while there are snapshots, and while the arena is frozen.
     cdef bint catch = c.hdr.snap_live != 0 or nv_load64(&c.hdr.gate) & 1
     cdef int rc
+    m.part_pages = ((n_bytes >> 12) + MAP_PARTS - 1) // MAP_PARTS
+    map_protected(m)
+    if not catch:
+        map_touched(m, 0, n_bytes >> 12)
     if f.protection == NV_PROTECT_SIGNAL:
         rc = nv_access(at, n_bytes, 0 if catch else 1)
         return rc if rc else nv_area_add(at, n_bytes, &f.process.map_bell, f.posted)
@@ -300,7 +418,7 @@ cdef int faults_add(nv_ctx* c, nv_faults* f, nv_map* m, uint8_t* at, uint64_t pa
             f.items = items
             f.room = f.room * 2 + 16
     if rc == 0:
-        rc = protect_new(c, f, at, pages << 12)
+        rc = protect_new(c, f, m, at, pages << 12)
     if rc == 0:
         items = &f.items[f.count]
         items.at = <uint64_t>at
@@ -308,8 +426,11 @@ cdef int faults_add(nv_ctx* c, nv_faults* f, nv_map* m, uint8_t* at, uint64_t pa
         items.ino = m.ino
         items.pgoff = m.pgoff
         items.generation = m.generation
+        items.record = m
         items.next_page = 0
         items.window = 1
+        items.run = 0
+        items.epoch_id = 0
         f.count += 1
         m.bytes = pages << 12
         m.at = <uint64_t>at

@@ -42,6 +42,6 @@ cdef uint64_t map_runs(nv_ctx* c, nv_inode_header* h, uint64_t first, uint64_t e
                        uint64_t room) noexcept nogil
 cdef int map_flush(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first, uint64_t end,
                    bint stamp) noexcept nogil
-cdef int resolve_pages(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t first,
-                       uint64_t end) noexcept nogil
+cdef int resolve_pages(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t first, uint64_t end,
+                       uint64_t* block) noexcept nogil
 cdef void recount_maps(nv_ctx* c, nv_inode_header* h, uint64_t ino) noexcept nogil

@@ -120,10 +120,17 @@ cdef int preserve_pages(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t fi
     return 0
 
 
-cdef int resolve_pages(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t first,
-                       uint64_t end) noexcept nogil:
+cdef uint64_t one_piece(nv_ctx* c, nv_inode_header* h, uint64_t first, uint64_t end) noexcept nogil:
+    # The first block of pages [first, end) if their blocks follow one another; else 0.
+    cdef nv_run run
+    cdef uint64_t n = map_runs(c, h, first, end, &run, 1)
+    return run.block if n == 1 else 0
+
+
+cdef int resolve_pages(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t first, uint64_t end,
+                       uint64_t* block) noexcept nogil:
     # For a fault, inside fault_enter() and fault_leave(): after this the pages may be stored to.
-    # 0, NV_FROZEN or -errno.
+    # 0, NV_FROZEN or -errno. Unless it is NULL, `block` gets what one_piece() finds.
     cdef nv_inode_header* h = NULL
     cdef int rc = inode_lock(c, ino, generation, &h)
     if rc:
@@ -131,6 +138,8 @@ cdef int resolve_pages(nv_ctx* c, uint64_t ino, uint32_t generation, uint64_t fi
     rc = op_begin(c, OP_MMAP)
     if rc == 0:
         rc = preserve_pages(c, h, ino, first, end)
+        if block != NULL:
+            block[0] = one_piece(c, h, first, end)
         count(c, CNT_MAP_FAULTS, 1)
         op_end(c)
     lock_drop(c, &h.lock)

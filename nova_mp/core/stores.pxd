@@ -13,6 +13,8 @@
 #   MAP-2  While `hold` is set no fault is being resolved: `faulting` announces one, and is taken
 #          back if `hold` is found set. So from the moment that everything is protected until the
 #          epoch has moved, no store succeeds.
+#   MAP-9  A part of a mapping whose bit in `writable` is clear has no page that admits stores: the
+#          bit is set before a page of it is made writable, and cleared after all of it is protected.
 #   MAP-3  A page is made writable only while `faulting` is announced, after what older snapshots
 #          need of it was preserved (MAP-4).
 
@@ -28,6 +30,9 @@ cdef bint fault_enter(nv_ctx* c) noexcept nogil
 cdef void fault_leave(nv_ctx* c) noexcept nogil
 cdef void hold_wait(nv_ctx* c, uint64_t ns) noexcept nogil
 cdef nv_map* map_find(nv_ctx* c, uint64_t page_off, uint64_t at) noexcept nogil
+cdef void map_touched(nv_map* m, uint64_t page, uint64_t end) noexcept nogil
+cdef uint64_t map_writable(nv_map* m, uint64_t page, uint64_t* end) noexcept nogil
+cdef void map_protected(nv_map* m) noexcept nogil
 
 
 cdef inline nv_map_page* map_page(nv_ctx* c, uint64_t off) noexcept nogil:

@@ -1,12 +1,13 @@
 """Write protection of what processes have mapped, and the hold on faults meanwhile."""
 
 from libc.errno cimport EBADF, EPERM, ESRCH, ETIMEDOUT
+from libc.string cimport memset
 from posix.unistd cimport close
 from nova_mp.core.arch cimport (nv_fence_full, nv_futex_wait, nv_futex_wake, nv_load32,
                                 nv_monotonic_ns, nv_pause, nv_store32, nv_xchg32)
 from nova_mp.core.dram cimport (MAP_RECORDS, MAP_WRITABLE, SLOT_ACTIVE, WITHOUT_HOLD, nv_slot,
                                 slot_at)
-from nova_mp.core.layout cimport BLOCK_BYTES
+from nova_mp.core.layout cimport BLOCK_BYTES, BLOCK_SHIFT
 from nova_mp.core.pmem cimport fail_point
 from nova_mp.core.sync cimport slot_dead, without
 
@@ -19,6 +20,7 @@ cdef enum:
 cdef extern from "uffd.h" nogil:
     enum: NV_PROTECT_SIGNAL
     int nv_uffd_protect(int fd, uint64_t at, uint64_t n_bytes, int on)
+    int nv_uffd_protect_all(int fd, uint64_t at, uint64_t n_bytes)
     int nv_fd_of(uint32_t pid, int number)
     void nv_ring(uint32_t* bell)
 
@@ -35,6 +37,38 @@ cdef nv_map* map_find(nv_ctx* c, uint64_t page_off, uint64_t at) noexcept nogil:
                 return &page.maps[i]
         page_off = page.next_off
     return NULL
+
+
+cdef void map_touched(nv_map* m, uint64_t page, uint64_t end) noexcept nogil:
+    # MAP-9: pages [page, end) of the mapping are going to be writable.
+    cdef uint64_t part
+    for part in range(page // m.part_pages, (end - 1) // m.part_pages + 1):
+        m.writable[part >> 6] |= <uint64_t>1 << (part & 63)
+
+
+cdef inline bint part_writable(nv_map* m, uint64_t part) noexcept nogil:
+    return m.writable[part >> 6] >> (part & 63) & 1
+
+
+cdef uint64_t map_writable(nv_map* m, uint64_t page, uint64_t* end) noexcept nogil:
+    # The first page not before `page` that may be writable, and where the run of such parts ends;
+    # the mapping's end if there is none.
+    cdef uint64_t pages = m.bytes >> BLOCK_SHIFT
+    cdef uint64_t parts = (pages + m.part_pages - 1) // m.part_pages
+    cdef uint64_t part = page // m.part_pages
+    while part < parts and not part_writable(m, part):
+        part += 1
+    if part >= parts or page >= pages:
+        return pages
+    page = part * m.part_pages
+    while part < parts and part_writable(m, part):
+        part += 1
+    end[0] = part * m.part_pages if part < parts else pages
+    return page
+
+
+cdef void map_protected(nv_map* m) noexcept nogil:
+    memset(m.writable, 0, sizeof(m.writable))
 
 
 # ---- faults -------------------------------------------------------------------------------------
@@ -91,15 +125,28 @@ cdef nv_slot* busy_resolver(nv_ctx* c, uint64_t ns) noexcept nogil:
 
 
 cdef int protect_range(nv_ctx* c, int fd, uint64_t at, uint64_t n_bytes) noexcept nogil:
-    cdef uint64_t step = n_bytes
     cdef uint64_t done = 0
     cdef int rc = 0
-    if without(c, WITHOUT_HOLD):
-        step = BLOCK_BYTES
+    if not without(c, WITHOUT_HOLD):
+        return nv_uffd_protect_all(fd, at, n_bytes)
     while done < n_bytes and rc == 0:
-        rc = nv_uffd_protect(fd, at + done, step, 1)
-        done += step
+        rc = nv_uffd_protect(fd, at + done, BLOCK_BYTES, 1)
+        done += BLOCK_BYTES
     return rc
+
+
+cdef int protect_map(nv_ctx* c, int fd, nv_map* m) noexcept nogil:
+    cdef uint64_t pages = m.bytes >> BLOCK_SHIFT
+    cdef uint64_t end = 0
+    cdef uint64_t page = map_writable(m, 0, &end)
+    cdef int rc
+    while page < pages:
+        rc = protect_range(c, fd, m.at + (page << BLOCK_SHIFT), (end - page) << BLOCK_SHIFT)
+        if rc and rc != -ENOENT:
+            return rc
+        page = map_writable(m, end, &end)
+    map_protected(m)
+    return 0
 
 
 cdef int protect_with(nv_ctx* c, nv_slot* s, int fd) noexcept nogil:
@@ -111,20 +158,24 @@ cdef int protect_with(nv_ctx* c, nv_slot* s, int fd) noexcept nogil:
         for i in range(MAP_RECORDS):
             m = &map_page(c, off).maps[i]
             if m.ino and m.at and m.flags & MAP_WRITABLE:
-                rc = protect_range(c, fd, m.at, m.bytes)
-                if rc and rc != -ENOENT:
+                rc = protect_map(c, fd, m)
+                if rc:
                     return rc
         off = map_page(c, off).next_off
     return 0
 
 
 cdef bint maps_writable(nv_ctx* c, nv_slot* s) noexcept nogil:
+    # Whether the process has pages that are not protected.
     cdef uint64_t off = s.map_head
+    cdef uint64_t end
+    cdef nv_map* m
     cdef uint32_t i
     while off:
         for i in range(MAP_RECORDS):
-            if (map_page(c, off).maps[i].ino and map_page(c, off).maps[i].at
-                    and map_page(c, off).maps[i].flags & MAP_WRITABLE):
+            m = &map_page(c, off).maps[i]
+            if (m.ino and m.at and m.flags & MAP_WRITABLE
+                    and map_writable(m, 0, &end) < m.bytes >> BLOCK_SHIFT):
                 return True
         off = map_page(c, off).next_off
     return False

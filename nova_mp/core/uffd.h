@@ -35,6 +35,10 @@
 #define SYS_pidfd_open 434
 #endif
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
 enum { NV_PROTECT_NONE = 0, NV_PROTECT_UFFD = 1, NV_PROTECT_UFFD_USER = 2, NV_PROTECT_SIGNAL = 3 };
 
 /* ---- areas of memory ---- */
@@ -135,6 +139,82 @@ static inline int nv_uffd_protect(int fd, uint64_t at, uint64_t bytes, int on)
             return -errno;
     }
 }
+
+/* Lets stores to many pages of this process go on, and wakes who waits, by mapping them anew from
+ * `source`. After the kernel took write protection off, the first store to each page would fault
+ * once more for the page to become writable; pages of a new mapping come with a fault for 16 of
+ * them, and are writable if that is not registered yet. -EFAULT: nothing is mapped there any more,
+ * since what is mapped could not be registered. Any other error leaves all as it was. */
+static inline int nv_uffd_renew(int fd, uint8_t *at, uint64_t bytes, const uint8_t *source)
+{
+    struct uffdio_range range = { (uintptr_t)at, bytes };
+    int rc = nv_alias(at, source, bytes, 1);
+    if (rc != 0)
+        return rc;
+    madvise(at, bytes, MADV_POPULATE_READ);
+    if (nv_uffd_register(fd, at, bytes) != 0) {
+        nv_forbid(at, bytes);
+        rc = -EFAULT;
+    }
+    ioctl(fd, UFFDIO_WAKE, &range);
+    return rc;
+}
+
+/* ---- protecting much memory ---- */
+
+enum { NV_HELPERS = 3, NV_PART = 32 << 20 };
+
+struct nv_protect_part {
+    pthread_t thread;
+    int fd, rc, started;
+    uint64_t at, bytes;
+};
+
+static inline void *nv_protect_part_run(void *argument)
+{
+    struct nv_protect_part *part = argument;
+    part->rc = nv_uffd_protect(part->fd, part->at, part->bytes, 1);
+    return NULL;
+}
+
+static int nv_thread_start(pthread_t *thread, void *(*body)(void *), void *argument);
+
+/* Protects a range, large ones with some threads at once: the kernel takes 25 to 40 ms for a GiB,
+ * page by page, and lets several work on different parts of it. */
+static inline int nv_uffd_protect_all(int fd, uint64_t at, uint64_t bytes)
+{
+    struct nv_protect_part parts[NV_HELPERS];
+    long helpers = 0;
+    uint64_t step;
+    int rc, i;
+    if (bytes >= 2 * NV_PART)
+        helpers = sysconf(_SC_NPROCESSORS_ONLN) - 1;
+    if (helpers > NV_HELPERS)
+        helpers = NV_HELPERS;
+    if (helpers > (long)(bytes / NV_PART) - 1)
+        helpers = (long)(bytes / NV_PART) - 1;
+    if (helpers < 1)
+        return nv_uffd_protect(fd, at, bytes, 1);
+    step = bytes / (uint64_t)(helpers + 1) & ~(uint64_t)((2 << 20) - 1);
+    for (i = 0; i < helpers; i++) {
+        parts[i] = (struct nv_protect_part){ .fd = fd, .at = at, .bytes = step };
+        parts[i].started = nv_thread_start(&parts[i].thread, nv_protect_part_run, &parts[i]) == 0;
+        if (!parts[i].started)
+            nv_protect_part_run(&parts[i]);
+        at += step;
+        bytes -= step;
+    }
+    rc = nv_uffd_protect(fd, at, bytes, 1);
+    for (i = 0; i < helpers; i++) {
+        if (parts[i].started)
+            pthread_join(parts[i].thread, NULL);
+        if (parts[i].rc && (rc == 0 || rc == -ENOENT))
+            rc = parts[i].rc;
+    }
+    return rc;
+}
+
+/* ---- faults ---- */
 
 /* The next fault: its page's address, or 0 if there is none now. `tid` is who stored. */
 static inline uint64_t nv_uffd_next(int fd, uint32_t *tid)
@@ -296,7 +376,7 @@ static inline void nv_areas_forget(struct nv_fault *faults)
 /* ---- threads ---- */
 
 /* A thread that takes no signals, and never runs Python. */
-static inline int nv_thread_start(pthread_t *thread, void *(*body)(void *), void *argument)
+static int nv_thread_start(pthread_t *thread, void *(*body)(void *), void *argument)
 {
     sigset_t all, before;
     int rc;
@@ -307,6 +387,48 @@ static inline int nv_thread_start(pthread_t *thread, void *(*body)(void *), void
     rc = pthread_create(thread, NULL, body, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return -rc;
+}
+
+/* The processor that a thread of this process runs on, or ran on last; -1 if it is gone. */
+static inline int nv_cpu_of(uint32_t tid)
+{
+    char text[640], *at;
+    int fd, n, field;
+    snprintf(text, sizeof text, "/proc/self/task/%u/stat", tid);
+    fd = open(text, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    n = (int)read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return -1;
+    text[n] = 0;
+    /* The second field, a name, may hold anything; the processor is the 39th. */
+    at = strrchr(text, ')');
+    for (field = 2; at != NULL && field < 39; field++)
+        at = strchr(at + 1, ' ');
+    return at != NULL ? atoi(at) : -1;
+}
+
+/* Keeps this thread on one of `cpus`, or, if that is not among them, on any of them. Where it is
+ * kept now: that processor, or -1. */
+static inline int nv_run_on(const cpu_set_t *cpus, int cpu)
+{
+    cpu_set_t one;
+    if (cpu >= 0 && cpu < CPU_SETSIZE && CPU_ISSET(cpu, cpus)) {
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        if (sched_setaffinity(0, sizeof one, &one) == 0)
+            return cpu;
+    }
+    sched_setaffinity(0, sizeof *cpus, cpus);
+    return -1;
+}
+
+static inline void nv_my_cpus(cpu_set_t *cpus)
+{
+    if (sched_getaffinity(0, sizeof *cpus, cpus) != 0)
+        CPU_ZERO(cpus);
 }
 
 /* No memory for what a snapshot must keep: the storing thread gets SIGBUS, with a word why. */

@@ -159,6 +159,8 @@ def writes(fs: Any, arm: Callable[[], None]) -> None:
 
 def creates(fs: Any, arm: Callable[[], None]) -> None:
     mapping = maps(fs)
+    with memoryview(mapping) as view:
+        view[0] = 1  # or there would be nothing to protect
     arm()
     fs.snapshot_create("victim's")
     mapping.close()
