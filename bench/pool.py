@@ -86,6 +86,8 @@ class Pool:
             inherited = [value.fd for value in values if isinstance(value, SharedNumbers)]
             process = subprocess.Popen(
                 [sys.executable, "-m", "nova_mp.bench.process", str(theirs.fileno())],
+                # Programs of their own, to the scheduler as well; see docs/ARCHITECTURE.md.
+                start_new_session=True,
                 stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), *inherited),
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )

@@ -13,10 +13,10 @@
 #   MAP-2  While `hold` is set no fault is being resolved: `faulting` announces one, and is taken
 #          back if `hold` is found set. So from the moment that everything is protected until the
 #          epoch has moved, no store succeeds.
-#   MAP-9  A part of a mapping whose bit in `writable` is clear has no page that admits stores: the
-#          bit is set before a page of it is made writable, and cleared after all of it is protected.
 #   MAP-3  A page is made writable only while `faulting` is announced, after what older snapshots
 #          need of it was preserved (MAP-4).
+#   MAP-9  A part of a mapping whose bit in `writable` is clear has no page that admits stores: the
+#          bit is set before one of its pages is made writable, and cleared once all are protected.
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx, nv_map, nv_map_page

@@ -93,6 +93,10 @@ def fork(function: Callable[..., None], *args: Any) -> int:
 
 def _run(function: Callable[..., None], args: tuple[Any, ...]) -> NoReturn:
     code = 1
+    # A session of its own, as any program has. Linux weighs sessions against each other
+    # (autogroup), and while one is full of processes that wake each other all the time, it may
+    # let a waking process of another wait for seconds.
+    os.setsid()
     try:
         function(*args)
         code = 0

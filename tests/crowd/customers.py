@@ -108,6 +108,7 @@ def fork(name: str, crowd: Crowd, numbers: range, until: float) -> tuple[int, in
         os.close(writer)
         return pid, reader
     status = 1
+    os.setsid()
     try:
         tallies = [asdict(tally) for tally in customers(name, crowd, numbers, until)]
         os.write(writer, json.dumps(tallies).encode())

@@ -19,13 +19,13 @@ import mmap
 import os
 import random
 import signal
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from crashsim.death import fork
 
 import nova_mp
 from nova_mp.core.fs import DEBUG_BUILD
@@ -152,21 +152,6 @@ def chain_process(name: str, counters: Any, chain: int, own: int, pipes: list[An
         del hands
 
 
-def forked(body: Callable[..., None], *arguments: Any) -> int:
-    """Pid of a child that runs `body` and nothing of pytest."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        body(*arguments)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 @contextmanager
 def chains_at_work(name: str) -> Iterator[Any]:
     """All chains; gives what counts the steps that have begun and ended. They end with it."""
@@ -177,7 +162,7 @@ def chains_at_work(name: str) -> Iterator[Any]:
         for chain in range(CHAINS):
             for own in range(PROCESSES):
                 arguments = (name, counters, chain, own, pipes[chain])
-                pids.append(forked(chain_process, *arguments))
+                pids.append(fork(chain_process, *arguments))
             os.write(pipes[chain][Plan(chain)[0].holder][1], bytes(WORD))
         yield counters
         counters[STOP] = 1

@@ -22,13 +22,13 @@ import os
 import random
 import select
 import signal
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from crashsim.death import fork
 
 from nova_mp.core import fs as core
 from nova_mp.core.boundary import DEBUG_BUILD
@@ -238,21 +238,6 @@ def stopped(pids: list[int]) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def forked(body: Callable[..., None], *arguments: Any) -> int:
-    """Pid of a child that runs `body` and nothing of pytest."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        body(*arguments)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 @contextmanager
 def writers(segments: Segments) -> Iterator[tuple[int, list[int]]]:
     """All chains at work; gives a descriptor that has a report for every few records, and an end;
@@ -268,7 +253,7 @@ def writers(segments: Segments) -> Iterator[tuple[int, list[int]]]:
             own = [os.pipe() for _ in range(PROCESSES)]
             pipes += own
             for number in range(PROCESSES):
-                pids.append(forked(chain_process, segments, chain, number, own, told))
+                pids.append(fork(chain_process, segments, chain, number, own, told))
         os.close(told)
         yield listen, pids
         pidfds = [os.pidfd_open(pid) for pid in pids]
