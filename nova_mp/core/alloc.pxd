@@ -11,6 +11,8 @@
 #   ALLOC-2  A slot's intent (rel_*) names an extent before its bits are cleared; the intent shrinks
 #            under the region's lock, so a repairer never clears bits that another has set since.
 #   ALLOC-3  Ordinary operations leave `reserve` units in each region to those that give space back.
+#   ALLOC-4  No two regions share a word of the bitmap: each is changed under its own lock, by plain
+#            stores of whole words.
 
 from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx, nv_page_desc, nv_region

@@ -165,8 +165,13 @@ cdef inline uint64_t region_available(nv_ctx* c, nv_region* r) noexcept nogil:
 
 # ---- arena blocks -------------------------------------------------------------------------------
 
+cdef inline uint64_t region_first(nv_ctx* c, uint64_t share, uint64_t nr) noexcept nogil:
+    # ALLOC-4: where the region of CPU `nr` begins, of equal shares but for the rounding.
+    return (DATA_NR + nr * share) & ~<uint64_t>63 if nr else DATA_NR
+
+
 cdef void regions_init(nv_ctx* c) noexcept nogil:
-    # Equal shares; the last CPU takes the remainder. The arena's last block is the superblock copy.
+    # The last CPU takes the remainder. The arena's last block is the superblock copy.
     cdef uint64_t total = c.hdr.num_blocks - 1 - DATA_NR
     cdef uint64_t share = total // c.hdr.cpus
     cdef uint64_t reserve = share // 64
@@ -176,10 +181,14 @@ cdef void regions_init(nv_ctx* c) noexcept nogil:
         reserve = 32
     for i in range(c.hdr.cpus):
         r = &cpu_at(c, i).blocks
-        r.first = DATA_NR + i * share
-        r.end = DATA_NR + (i + 1) * share if i + 1 < c.hdr.cpus else c.hdr.num_blocks - 1
+        r.first = region_first(c, share, i)
+        r.end = region_first(c, share, i + 1) if i + 1 < c.hdr.cpus else c.hdr.num_blocks - 1
+        if r.first < DATA_NR:
+            r.first = DATA_NR
+        if r.end < r.first:
+            r.end = r.first          # shares of less than a word of the bitmap: some have none
         r.cursor = r.first
-        r.reserve = <uint32_t>reserve
+        r.reserve = <uint32_t>(reserve if r.end > r.first else 0)
 
 
 cdef nv_region* region_of(nv_ctx* c, uint64_t block) noexcept nogil:
@@ -187,6 +196,9 @@ cdef nv_region* region_of(nv_ctx* c, uint64_t block) noexcept nogil:
     cdef uint64_t nr = (block - DATA_NR) // share
     if nr >= c.hdr.cpus:
         nr = c.hdr.cpus - 1
+    # Its beginning was rounded down, and those of the next ones may have been, past the block.
+    while nr + 1 < c.hdr.cpus and cpu_at(c, <uint32_t>nr).blocks.end <= block:
+        nr += 1
     return &cpu_at(c, <uint32_t>nr).blocks
 
 
