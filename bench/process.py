@@ -17,8 +17,8 @@ def main() -> None:
     # The terminal's Ctrl-C reaches the whole group; the parent decides when a client stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
-    function, arguments = pipe.recv()
     try:
+        function, arguments = pipe.recv()
         function(pipe, *arguments)
     except (BrokenPipeError, ConnectionResetError, EOFError):
         # The parent closed its end: it was stopped, and nobody wants the answer any more.
