@@ -64,7 +64,8 @@ bench: build ## the microbenchmarks beside tmpfs; results in out/
 
 crash: debug ## every crash test, with the power cut at each persist
 	NOVA_MP_DEBUG=1 PYTHONPATH=$(abspath $(DEBUG)) NOVA_MP_EXHAUSTIVE=1 \
-	  $(VENV)/bin/pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS) tests/t2_crash
+	  $(VENV)/bin/pytest -q -n $(JOBS) --dist loadfile -o faulthandler_timeout=3600 $(PYTEST_ARGS) \
+	  tests/t2_crash
 
 MODELS := tests/t1_core/test_model.py tests/t2_crash/test_snapshot_restart.py \
   tests/t4_cluster/test_mmap_consistency.py

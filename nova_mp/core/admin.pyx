@@ -5,9 +5,10 @@ import operator
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EBUSY, ENOENT, EPERM, ETIMEDOUT
+from libc.errno cimport EBUSY, ENOENT, ENOMEM, EPERM, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
 
 from nova_mp import errors
 from nova_mp.core.arch cimport nv_futex_wake, nv_load64, nv_xchg64
@@ -31,6 +32,93 @@ from nova_mp.core.sync cimport RANK_SNAPSHOT, grace_wait, lock_drop, lock_take
 # How a process write-protects what it has mapped; see uffd.h. "user" does not catch the stores of
 # system calls, and neither does "mprotect".
 PROTECTION = {1: "userfaultfd", 2: "userfaultfd (user)", 3: "mprotect"}
+
+cdef struct nv_row:                  # what the table tells of a snapshot
+    uint64_t epoch_id
+    uint64_t create_time_ns
+    uint64_t list_pages
+    uint64_t exclusive               # blocks
+    uint64_t listed                  # blocks
+    uint32_t opens
+    uint32_t deferred
+    uint8_t name_len
+    char name[255]
+
+
+# ---- the table of snapshots, read under its lock ------------------------------------------------
+
+cdef void read_row(nv_ctx* c, nv_snapshot* s, nv_row* row) noexcept nogil:
+    cdef const uint8_t* info = c.pm + s.info_off
+    cdef uint32_t i
+    row.epoch_id = s.epoch_id
+    row.create_time_ns = s.create_time_ns
+    row.exclusive = snap_exclusive(c, s)
+    row.opens = s.opens
+    row.deferred = s.deferred
+    row.list_pages = 0
+    row.listed = 0
+    for i in range(c.hdr.cpus):
+        row.list_pages += list_of(s, i).num_pages
+        row.listed += list_of(s, i).blocks
+    row.name_len = info[3]
+    memcpy(row.name, info + 40, info[3])
+
+
+cdef uint64_t read_table(nv_ctx* c, uint64_t only, nv_row* rows, uint64_t room) noexcept nogil:
+    # How many rows there are, oldest first, or, unless it is 0, of `only`; all of them in `rows` if
+    # there is room.
+    cdef nv_snapshot* s
+    cdef uint64_t n = 0
+    cdef uint32_t i
+    lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+    if only:
+        s = snap_find(c, only)
+        if s != NULL:
+            read_row(c, s, rows)
+            n = 1
+    else:
+        for i in range(c.hdr.snap_count):
+            s = snap_at(c, i)
+            if s == NULL:
+                continue
+            if n < room:
+                read_row(c, s, &rows[n])
+            n += 1
+    lock_drop(c, &c.hdr.snapshot_lock)
+    return n
+
+
+cdef int64_t frees(nv_ctx* c, const uint64_t* wanted, uint64_t n_wanted,
+                   uint64_t* missing) noexcept nogil:
+    # Blocks that deleting the snapshots `wanted`, sorted ids, frees. -ENOMEM, or -ENOENT if one is
+    # `missing`.
+    cdef uint64_t* left
+    cdef uint64_t n = 0, k = 0
+    cdef int64_t blocks = 0
+    cdef uint32_t i
+    lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
+    left = <uint64_t*>malloc((c.hdr.snap_count + 1) * 8)
+    if left == NULL:
+        blocks = -ENOMEM
+        n_wanted = 0
+    else:
+        for i in range(c.hdr.snap_count):
+            if snap_at(c, i) == NULL:
+                continue
+            while k < n_wanted and wanted[k] < snap_at(c, i).epoch_id:
+                k += 1
+            if k == n_wanted or wanted[k] != snap_at(c, i).epoch_id:
+                left[n] = snap_at(c, i).epoch_id
+                n += 1
+    for k in range(n_wanted):
+        if snap_find(c, wanted[k]) == NULL:
+            missing[0] = wanted[k]
+            blocks = -ENOENT
+            break
+        blocks += <int64_t>snap_frees(c, snap_find(c, wanted[k]), left, n)
+    lock_drop(c, &c.hdr.snapshot_lock)
+    free(left)
+    return blocks
 
 
 cdef class Admin(Process):
@@ -88,47 +176,49 @@ cdef class Admin(Process):
         top.
         """
         cdef nv_ctx* c = self.ctx()
-        cdef uint64_t blocks = 0, n = 0
-        cdef uint64_t* left
-        cdef uint32_t i
-        wanted = {operator.index(epoch_id) for epoch_id in ids}
-        with nogil:
-            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
-        left = <uint64_t*>calloc(c.hdr.snap_count + 1, 8)
+        cdef uint64_t missing = 0, i
+        cdef uint64_t* sorted_ids
+        cdef uint64_t n
+        cdef int64_t rc
+        wanted = sorted({operator.index(epoch_id) for epoch_id in ids})
+        n = len(wanted)
+        sorted_ids = <uint64_t*>malloc((n + 1) * 8)
+        if sorted_ids == NULL:
+            raise MemoryError
         try:
-            if left == NULL:
-                raise MemoryError
-            for i in range(c.hdr.snap_count):
-                if snap_at(c, i) != NULL and snap_at(c, i).epoch_id not in wanted:
-                    left[n] = snap_at(c, i).epoch_id
-                    n += 1
-            for epoch_id in wanted:
-                if snap_find(c, epoch_id) == NULL:
-                    raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}",
-                                                "list the snapshots there are")
-                blocks += snap_frees(c, snap_find(c, epoch_id), left, n)
-            return blocks * BLOCK_BYTES
+            for i in range(n):
+                sorted_ids[i] = wanted[i]
+            with nogil:
+                rc = frees(c, sorted_ids, n, &missing)
         finally:
-            free(left)
-            lock_drop(c, &c.hdr.snapshot_lock)
+            free(sorted_ids)
+        if rc == -ENOENT:
+            raise errors.NoSuchSnapshot(f"no snapshot {missing}", "list the snapshots there are")
+        if rc < 0:
+            raise MemoryError
+        return rc * BLOCK_BYTES
 
     def snapshot_table(self, only=None):
         """The snapshots, oldest first, as dicts; with `only` that one alone, if it is there."""
         cdef nv_ctx* c = self.ctx()
-        cdef uint32_t i
-        cdef nv_snapshot* s
         cdef uint64_t wanted = 0 if only is None else operator.index(only)
-        result = []
-        with nogil:
-            lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
-        try:
-            for i in range(c.hdr.snap_count):
-                s = snap_at(c, i)
-                if s != NULL and (only is None or s.epoch_id == wanted):
-                    result.append(_describe(c, s))
-        finally:
-            lock_drop(c, &c.hdr.snapshot_lock)
-        return result
+        cdef uint64_t room = 1 if wanted else c.hdr.snap_live + 16
+        cdef uint64_t n = 0, i
+        cdef nv_row* rows
+        if only is not None and not wanted:
+            return []
+        while True:
+            rows = <nv_row*>malloc(room * sizeof(nv_row))
+            if rows == NULL:
+                raise MemoryError
+            try:
+                with nogil:
+                    n = read_table(c, wanted, rows, room)
+                if n <= room:
+                    return [_describe(&rows[i]) for i in range(n)]
+            finally:
+                free(rows)
+            room = n + 16
 
     def snapshot_open(self, epoch_id):
         """A read-only view of a snapshot, which cannot be deleted while the view is open."""
@@ -363,19 +453,11 @@ cdef _cpu_stats(nv_ctx* c, uint32_t nr):
     }
 
 
-cdef _describe(nv_ctx* c, nv_snapshot* s):
-    """One snapshot; under the snapshot lock."""
-    cdef uint64_t pages = 0, held = 0
-    cdef uint64_t exclusive = snap_exclusive(c, s)
-    cdef const uint8_t* info = c.pm + s.info_off
-    cdef uint32_t i
-    for i in range(c.hdr.cpus):
-        pages += list_of(s, i).num_pages
-        held += list_of(s, i).blocks
+cdef _describe(nv_row* row):
     return {
-        "epoch_id": s.epoch_id,
-        "name": decode(<const char*>info + 40, info[3]) if info[3] else None,
-        "create_time_ns": s.create_time_ns, "list_pages": pages, "opens": s.opens,
-        "exclusive_bytes": exclusive * BLOCK_BYTES, "listed_bytes": held * BLOCK_BYTES,
-        "deferred": bool(s.deferred),
+        "epoch_id": row.epoch_id,
+        "name": decode(row.name, row.name_len) if row.name_len else None,
+        "create_time_ns": row.create_time_ns, "list_pages": row.list_pages, "opens": row.opens,
+        "exclusive_bytes": row.exclusive * BLOCK_BYTES, "listed_bytes": row.listed * BLOCK_BYTES,
+        "deferred": bool(row.deferred),
     }

@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -186,6 +187,16 @@ def test_defect_31_first_store_after_a_snapshot(a: Arena) -> None:
         same(state(crashed), state(a))
 
 
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Python threads take turns much more often than usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_defect_32_writes_and_stores_have_one_cut(a: Arena) -> None:
     """A snapshot could hold a later store without an earlier write, or the other way round."""
     put(a.fs, "/file", bytes(2 * BLOCK_BYTES))
@@ -208,7 +219,7 @@ def test_defect_32_writes_and_stores_have_one_cut(a: Arena) -> None:
 
     def taker() -> None:
         try:
-            for _ in range(60):
+            for _ in range(500):
                 made = a.fs.snapshot_create(None)
                 stored, written = seen(a.fs, made), seen(a.fs, made, "/written")
                 values = [

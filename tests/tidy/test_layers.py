@@ -41,7 +41,7 @@ CORE_LEVELS = [
     {"faults"},
     {"recovery"},
     {"boundary", "arena"},
-    {"process"},
+    {"process", "fold"},
     {"mapped"},
     {"handle"},
     {"view"},

@@ -19,7 +19,9 @@ PRODUCT = tree.files(("nova_mp", "workers", "bench"))
 CORE = tree.files(("nova_mp/core",), tree.CYTHON)
 
 # The boundary turns Python objects into pointers and back, so its own helpers may hold the GIL.
-BOUNDARY = {"layout", "boundary", "arena", "process", "handle", "view", "admin", "fs", "mapped"}
+BOUNDARY = {
+    "layout", "boundary", "arena", "process", "handle", "fold", "view", "admin", "fs", "mapped"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", WIDE, ids=tree.relative)
@@ -81,6 +83,35 @@ def test_core_functions_neither_raise_nor_hold_the_gil(path: Path) -> None:
         if not quiet and not (path.stem in BOUNDARY and "nogil" not in tail):
             wrong.append(f"{tree.relative(path)}:{number} {name}: `{tail}`")
     assert not wrong, "say `noexcept nogil` or `except -1 nogil`:\n" + "\n".join(wrong)
+
+
+def locked_with_the_gil(path: Path) -> list[int]:
+    """Lines in which Python code takes or drops a lock, or a block without the GIL keeps one.
+
+    Such a lock would be held while the interpreter is waited for, and so by a thread that stores
+    into a mapped file, and waits for whoever holds the lock.
+    """
+    wrong, quiet, block, balance = [], -1, -1, 0
+    for number, line in tree.statements(path):
+        indent = len(line) - len(line.lstrip())
+        if not line.strip() or (quiet >= 0 and indent > quiet):
+            continue
+        quiet = indent if (match := _CDEF.match(line)) and "nogil" in match[4] else -1
+        if block >= 0 and indent <= block:
+            wrong += [number] * (balance != 0)
+            block = -1
+        if line.strip() == "with nogil:":
+            block, balance = indent, 0
+        takes, drops = (len(re.findall(rf"\b{name}\(", line))
+                        for name in ("(?:lock_take|inode_lock)", "lock_drop"))  # fmt: skip
+        balance += takes - drops
+        wrong += [number] * bool(quiet < 0 and block < 0 and (takes or drops))
+    return wrong
+
+
+@pytest.mark.parametrize("path", [p for p in CORE if p.stem in BOUNDARY], ids=tree.relative)
+def test_no_lock_is_held_while_the_interpreter_is_waited_for(path: Path) -> None:
+    assert not (wrong := locked_with_the_gil(path)), f"{tree.relative(path)}: lines {wrong}"
 
 
 # Written so that the patterns do not match their own text.

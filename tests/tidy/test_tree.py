@@ -66,3 +66,14 @@ def test_function_lengths(example: Path) -> None:
         "def g():\n    return 1\n\n\ncdef class C(Base):\n    cdef int x\n"
     )
     assert [(f.name, f.line, f.lines) for f in tree.functions(path)] == [("f", 1, 5), ("g", 8, 2)]
+
+
+def test_locks_and_the_interpreter(example: Path) -> None:
+    path = example / "a.pyx"
+    path.write_text(
+        "cdef int quiet(int x) noexcept nogil:\n    lock_take(c, l)\n    return 0\n"
+        "def good(self):\n    with nogil:\n        lock_take(c, l)\n        lock_drop(c, l)\n"
+        "def bad(self):\n    with nogil:\n        rc = inode_lock(c, 1, 0, &h)\n"
+        "    read(h)\n    lock_drop(c, l)\n"
+    )
+    assert test_style.locked_with_the_gil(path) == [11, 12]
