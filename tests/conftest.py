@@ -164,6 +164,15 @@ def fs(request: pytest.FixtureRequest, file_systems: dict[str, Any]) -> Iterator
 
 
 @pytest.fixture
+def attached(file_systems: dict[str, Any]) -> Iterator[Any]:
+    """An empty file system, attached."""
+    found = file_systems["attached"]
+    _clear(found)
+    yield found
+    _clear(found)
+
+
+@pytest.fixture
 def pair(fs: Any) -> Iterator[Any]:
     """The file system under test, and a directory of tmpfs to compare it with."""
     from model.differential import Pair

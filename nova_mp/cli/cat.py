@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from nova_mp.cli.command import verb
-from nova_mp.cli.copying import CHUNK_BYTES, write_all
 from nova_mp.cli.operands import Arenas, Operand, OperandType
 from nova_mp.cli.report import Report
+from nova_mp.client.transfer import CHUNK_BYTES
 
 
 @verb(
@@ -44,7 +44,7 @@ def _print(file: Any) -> None:
     sys.stdout.flush()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     while count := file.readinto(buffer):
-        write_all(sys.stdout.buffer, buffer[:count])
+        sys.stdout.buffer.write(buffer[:count])
     sys.stdout.buffer.flush()
 
 

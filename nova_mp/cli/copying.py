@@ -1,8 +1,7 @@
 """Copies files and trees between places: arenas, their snapshots, the machine's own file systems.
 
 FileSystem.put and get stop at the first error; a command goes on with the rest and says what it
-could not do. So the walk is here, over two places that answer the same few questions. A file that
-could not be copied whole is removed: no half of a file is left under its name.
+could not do. So the walk is here; things are copied one by one as put and get copy them.
 """
 
 from __future__ import annotations
@@ -12,54 +11,18 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nova_mp.cli.operands import Arenas, Operand
 from nova_mp.cli.report import Refused, Report
-
-CHUNK_BYTES = 1 << 20
-
-
-class Local:
-    """The machine's file systems, under the names that FileSystem gives to the operations."""
-
-    lstat = staticmethod(os.lstat)
-    stat = staticmethod(os.stat)
-    make_dir = staticmethod(os.mkdir)
-    symlink = staticmethod(os.symlink)
-    readlink = staticmethod(os.readlink)
-    unlink = staticmethod(os.unlink)
-    rename = staticmethod(os.rename)
-    chmod = staticmethod(os.chmod)
-    isdir = staticmethod(os.path.isdir)
-
-    @staticmethod
-    def open(path: str, mode: str) -> Any:
-        """An unbuffered file."""
-        return open(path, mode, buffering=0)
-
-    @staticmethod
-    def utime(path: str, *, ns: tuple[int, int], follow_symlinks: bool = True) -> None:
-        """Set access and modification time in nanoseconds."""
-        os.utime(path, ns=ns, follow_symlinks=follow_symlinks)
-
-    @staticmethod
-    def listdir(path: str) -> list[str]:
-        """Names in a directory."""
-        return os.listdir(path)
-
-    @staticmethod
-    def rmtree(path: str) -> None:
-        """Remove a tree."""
-        import shutil
-
-        shutil.rmtree(path)
+from nova_mp.client import transfer
+from nova_mp.client.places import InArena, Machine, resolve
 
 
 def place_of(arenas: Arenas, operand: Operand) -> Any:
-    """What to ask about `operand`: a FileSystem, or the machine."""
-    return Local() if operand.arena is None else arenas.open(operand)
+    """What to ask about `operand`: an arena or snapshot, or the machine."""
+    return Machine() if operand.arena is None else InArena(arenas.open(operand))
 
 
 @dataclass
@@ -103,7 +66,7 @@ class Copier:
     advance: Callable[[str, int], None] = lambda path, count: None
     verbose: Callable[[Item], None] = lambda item: None
     totals: Totals = field(default_factory=Totals)
-    _buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(CHUNK_BYTES)))
+    _copiers: dict[tuple[Any, ...], transfer.ItemCopier] = field(default_factory=dict, init=False)
 
     def plan(self, source: Operand, target: Operand) -> list[Item]:
         """Everything that copying `source` to `target` means, parents first; counts its bytes."""
@@ -157,33 +120,46 @@ class Copier:
             if not stat.S_ISDIR(item.status.st_mode):
                 continue
             with self.report.attempt(str(item.source), counts=False):
-                for name in sorted(place.listdir(item.source.path), reverse=True):
+                entries = place.entries(item.source.path)
+                for name, status in sorted(entries, key=lambda entry: entry[0], reverse=True):
                     below = item.source.child(name)
-                    stack.append(Item(below, item.target.child(name), place.lstat(below.path)))
+                    stack.append(Item(below, item.target.child(name), status))
+
+    def _copier(self, item: Item) -> transfer.ItemCopier:
+        """What copies between the places of `item`; names of one file are told apart by place."""
+        source, target = item.source, item.target
+        key = (source.arena, source.snapshot, target.arena)
+        if key not in self._copiers:
+            self._copiers[key] = transfer.ItemCopier(
+                place_of(self.arenas, source),
+                place_of(self.arenas, target),
+                lambda path, count: self.advance(str(replace(source, path=path)), count),
+            )
+        return self._copiers[key]
 
     def _copy(self, item: Item) -> None:
-        source = place_of(self.arenas, item.source)
-        target = place_of(self.arenas, item.target)
+        copier = self._copier(item)
+        thing = transfer.Item(item.source.path, item.target.path, item.status)
         mode = item.status.st_mode
         if stat.S_ISDIR(mode):
-            try:
-                target.make_dir(item.target.path, 0o700)
-            except FileExistsError:
-                if not target.isdir(item.target.path):
-                    raise
+            copier.make_directory(thing)
             self.totals.directories += 1
-        elif self.no_clobber and _exists(target, item.target.path):
+        elif self.no_clobber and _exists(copier.target, item.target.path):
             self.totals.skipped += 1
             self.advance(str(item.source), item.status.st_size)
             return
         elif stat.S_ISLNK(mode):
-            if _exists(target, item.target.path):
-                target.unlink(item.target.path)
-            target.symlink(source.readlink(item.source.path), item.target.path)
+            copier.copy_link(thing)
             self.totals.links += 1
         elif stat.S_ISREG(mode):
-            self._check_same(item, target)
-            self._copy_file(item, source, target)
+            self._check_same(item, copier.target)
+            if not self.recursive:
+                thing.source = resolve(copier.source, thing.source)
+            before = copier.bytes_copied
+            try:
+                copier.copy_file(thing)
+            finally:
+                self.totals.bytes += copier.bytes_copied - before
             self.totals.files += 1
         else:
             raise Refused("it is a device, a pipe or a socket", "only files, directories and links")
@@ -199,33 +175,10 @@ class Copier:
         if (there.st_dev, there.st_ino) == (item.status.st_dev, item.status.st_ino):
             raise Refused(f"'{item.target}' is the same file")
 
-    def _copy_file(self, item: Item, source: Any, target: Any) -> None:
-        name = str(item.source)
-        with (
-            source.open(item.source.path, "rb") as reader,
-            target.open(item.target.path, "wb") as writer,
-        ):
-            try:
-                while count := reader.readinto(self._buffer):
-                    write_all(writer, self._buffer[:count])
-                    self.totals.bytes += count
-                    self.advance(name, count)
-            except BaseException:
-                target.unlink(item.target.path)
-                raise
-        self._set_attributes(item)
-
     def _set_attributes(self, item: Item) -> None:
-        target = place_of(self.arenas, item.target)
-        status = item.status
-        target.chmod(item.target.path, stat.S_IMODE(status.st_mode))
-        target.utime(item.target.path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def write_all(writer: Any, data: memoryview) -> None:
-    """Write everything; a local file may take a part at a time."""
-    while len(data):
-        data = data[writer.write(data) :]
+        self._copier(item).set_attributes(
+            transfer.Item(item.source.path, item.target.path, item.status)
+        )
 
 
 def _exists(place: Any, path: str) -> bool:

@@ -9,9 +9,11 @@ import click
 
 from nova_mp.cli import progress
 from nova_mp.cli.command import verb
-from nova_mp.cli.copying import CHUNK_BYTES, Copier, Item, place_of, targets, write_all
+from nova_mp.cli.copying import Copier, Item, place_of, targets
 from nova_mp.cli.operands import Arenas, Operand, OperandType
 from nova_mp.cli.report import Refused, Report
+from nova_mp.client.places import write_all
+from nova_mp.client.transfer import CHUNK_BYTES
 from nova_mp.core.segment import format_size
 
 
@@ -43,9 +45,9 @@ def command(
 ) -> dict[str, Any]:
     """Copy files and trees, into, out of and between arenas.
 
-    Modes, times and symbolic links are kept. A target that is a directory receives the sources;
-    otherwise the one source becomes the target. Several problems do not stop the rest; exit code 3
-    says that a part was copied.
+    Modes, times, links of both kinds and holes are kept. A target that is a directory receives the
+    sources; otherwise the one source becomes the target. Several problems do not stop the rest;
+    exit code 3 says that a part was copied.
     """
     with Arenas() as arenas:
         copier = Copier(report, arenas, recursive=recursive, no_clobber=no_clobber)
@@ -86,9 +88,9 @@ def _copy_stdin(copier: Copier, target: Operand, in_directory: bool) -> None:
         raise Refused("standard input has no name", "name the file to be written, not a directory")
     stdin: Any = sys.stdin.buffer
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    with place_of(copier.arenas, target).open(target.path, "wb") as file:
+    with place_of(copier.arenas, target).writing(target.path) as file:
         while count := stdin.readinto(buffer):
-            write_all(file, buffer[:count])
+            write_all(file, buffer[:count], copier.totals.bytes)
             copier.totals.bytes += count
     copier.totals.files += 1
 

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import os
 import stat
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_local import Arenas, Cli
+from cli_help import Cli, contents
 
 import nova_mp
+from nova_mp.client.base import FileSystem
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    folder = tmp_path / "arenas"
-    folder.mkdir()
+def cli(
+    engine: Any,
+    attached: FileSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Cli]:
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    arenas = Arenas(folder)
-    # Into the dictionary, since asking for the real one would import the native core.
-    monkeypatch.setitem(nova_mp.__dict__, "attach", arenas.attach)
-    demo = arenas.make("demo")
-    demo.make_dir("/data", 0o755)
-    demo.make_dir("/data/sub", 0o755)
-    demo.write_bytes("/data/one", b"one\n")
-    demo.write_bytes("/data/sub/two", b"x" * 5000)
-    demo.symlink("one", "/data/link")
-    return Cli(arenas, capsys)
+    attached.make_dir("/data", 0o755)
+    attached.make_dir("/data/sub", 0o755)
+    attached.write_bytes("/data/one", b"one\n")
+    attached.write_bytes("/data/sub/two", b"x" * 5000)
+    attached.symlink("one", "/data/link")
+    yield Cli(attached, {"demo": engine.name}, monkeypatch, capsys)
+    for snapshot in attached.snapshots.list():
+        attached.snapshots.delete(snapshot)
+
+
+@pytest.fixture
+def other(cli: Cli, arena_prefix: str) -> Iterator[FileSystem]:
+    """A second arena, a small one, which the command calls `other`."""
+    name = f"{arena_prefix}other"
+    cli.names["other"] = name
+    nova_mp.mkfs(name, size=16 << 20, cpus=1)
+    try:
+        with nova_mp.start(name), nova_mp.attach(name) as fs:
+            yield fs
+    finally:
+        nova_mp.destroy(name)
 
 
 def tree_of(root: Path) -> dict[str, str]:
@@ -65,7 +83,7 @@ def test_ls_recursive_and_several(cli: Cli) -> None:
 
 
 def test_ls_long(cli: Cli) -> None:
-    os.utime(cli.arenas.folder / "demo/data/one", ns=(0, 1_500_000_000_123_456_789))
+    cli.demo.utime("/data/one", ns=(0, 1_500_000_000_123_456_789))
     lines = cli("ls", "-l", "demo:/data").out.splitlines()
     assert lines[0].split() == ["MODE", "LINKS", "UID", "GID", "SIZE", "MODIFIED", "NAME"]
     assert "link -> one" in lines[1]
@@ -87,13 +105,13 @@ def test_ls_json(cli: Cli) -> None:
 
 def test_names_that_are_not_text(cli: Cli) -> None:
     name = os.fsdecode(b"\xff\x1b[31m")
-    cli.arenas.open["demo"].write_bytes(f"/{name}", b"")
+    cli.demo.write_bytes(f"/{name}", b"")
     assert cli("ls", "--json", "demo:/").json["listings"][0]["entries"][1]["name"] == name
 
 
 def test_cat(cli: Cli) -> None:
     assert cli("cat", "demo:/data/one", "demo:/data/one").out == "one\none\n"
-    cli.arenas.open["demo"].write_bytes("/raw", b"\xff\0")
+    cli.demo.write_bytes("/raw", b"\xff\0")
     files = cli("cat", "--json", "demo:/data/one", "demo:/raw").json["files"]
     assert files[0]["contents"] == "one\n"
     assert base64.b64decode(files[1]["contents"]) == b"\xff\0"
@@ -108,11 +126,17 @@ def test_what_is_not_there(cli: Cli) -> None:
         assert "Traceback" not in result.err
 
 
-def test_an_engine_that_does_not_run(cli: Cli) -> None:
-    for args in (["ls", "other:/"], ["snapshot", "list", "other"], ["cp", "here", "other:/"]):
-        result = cli(*args)
-        assert result.code == 1
-        assert "hint: start it: nova-mp start other" in result.err
+def test_an_engine_that_does_not_run(cli: Cli, arena_prefix: str) -> None:
+    name = f"{arena_prefix}idle"
+    nova_mp.mkfs(name, size=16 << 20, cpus=1)
+    try:
+        for args in (["ls", f"{name}:/"], ["snapshot", "list", name], ["cp", "here", f"{name}:/"]):
+            result = cli(*args)
+            assert result.code == 1
+            assert f"hint: start it with: nova-mp start {name}" in result.err
+    finally:
+        nova_mp.destroy(name)
+    assert f"hint: make it with: nova-mp mkfs {name}" in cli("ls", f"{name}:/").err
 
 
 def test_stat(cli: Cli) -> None:
@@ -135,9 +159,8 @@ def test_tree(cli: Cli) -> None:
 
 
 def test_du_counts_a_file_once(cli: Cli) -> None:
-    demo = cli.arenas.folder / "demo"
-    os.link(demo / "data/sub/two", demo / "data/sub/again")
-    os.link(demo / "data/sub/two", demo / "data/elsewhere")
+    cli.demo.link("/data/sub/two", "/data/sub/again")
+    cli.demo.link("/data/sub/two", "/data/elsewhere")
     rows = [line.split("\t") for line in cli("du", "-H", "-p", "demo:/data").out.splitlines()]
     assert [row[2] for row in rows] == ["demo:/data/sub", "demo:/data"]
     link_bytes = len("one")
@@ -163,17 +186,29 @@ def test_cp_keeps_modes_and_times(cli: Cli) -> None:
     os.chmod("local", 0o640)
     os.utime("local", ns=(1, 1_500_000_000_123_456_789))
     cli("cp", "local", "demo:/new")
-    found = (cli.arenas.folder / "demo/new").stat()
+    found = cli.demo.stat("/new")
     assert stat.S_IMODE(found.st_mode) == 0o640
     assert found.st_mtime_ns == 1_500_000_000_123_456_789
 
 
-def test_cp_trees(cli: Cli) -> None:
+def test_cp_keeps_further_names_and_holes(cli: Cli) -> None:
+    cli.demo.link("/data/one", "/data/sub/uno")
+    with cli.demo.open("/data/sparse", "wb") as file:
+        file.pwrite(b"end", 4 << 20)
+    assert cli("cp", "-r", "demo:/data", "out").code == 0
+    assert Path("out/one").samefile("out/sub/uno")
+    assert Path("out/sparse").stat().st_blocks * 512 < 1 << 20
+    again = cli("cp", "-r", "--json", "out", "demo:/").json
+    assert cli.demo.stat("/out/one").st_ino == cli.demo.stat("/out/sub/uno").st_ino
+    assert cli.demo.stat("/out/sparse").st_blocks == 8
+    assert again["bytes"] == 4 + 5000 + (4 << 20) + 3, "further names are not counted"
+
+
+def test_cp_trees(cli: Cli, other: FileSystem) -> None:
     assert cli("cp", "-r", "demo:/data", "out").code == 0
     assert tree_of(Path("out")) == DATA
-    cli.arenas.make("other")
     assert cli("cp", "-r", "out", "other:/").code == 0
-    assert tree_of(cli.arenas.folder / "other/out") == DATA
+    assert contents(other, "/out") == DATA
     # A second time it goes over what is there; a root has no name, so its contents are copied.
     result = cli("cp", "-r", "--json", "out", "other:/")
     assert result.code == 0
@@ -199,7 +234,7 @@ def test_cp_refuses_what_makes_no_sense(cli: Cli) -> None:
         result = cli("cp", *args)
         assert result.code == 1, args
         assert words in result.err, args
-    assert tree_of(cli.arenas.folder / "demo/data") == DATA
+    assert contents(cli.demo, "/data") == DATA
 
 
 def test_cp_goes_on_after_a_problem(cli: Cli) -> None:
@@ -207,26 +242,27 @@ def test_cp_goes_on_after_a_problem(cli: Cli) -> None:
     Path("tree/good").write_text("good")
     Path("tree/bad/file").write_text("never")
     os.mkfifo("tree/pipe")
-    cli.arenas.open["demo"].make_dir("/tree")
-    cli.arenas.open["demo"].write_bytes("/tree/bad", b"in the way")
+    cli.demo.make_dir("/tree")
+    cli.demo.write_bytes("/tree/bad", b"in the way")
     result = cli("cp", "-r", "--json", "tree", "demo:/")
     assert result.code == 3
     assert {error["object"] for error in result.json["errors"]} == {"tree/bad", "tree/pipe"}
-    assert tree_of(cli.arenas.folder / "demo/tree") == {"bad": "in the way", "good": "good"}
+    assert contents(cli.demo, "/tree") == {"bad": "in the way", "good": "good"}
 
 
-def test_cp_leaves_no_half_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("large").write_bytes(b"x" * (3 << 20))
-
-    def full(writer: io.RawIOBase, data: memoryview) -> None:
-        writer.write(data[:10])
-        raise OSError(28, "No space left on device", "/large")
-
-    monkeypatch.setattr("nova_mp.cli.copying.write_all", full)
-    result = cli("cp", "large", "demo:/")
+def test_cp_leaves_no_half_file(cli: Cli, other: FileSystem) -> None:
+    Path("large").write_bytes(b"x" * (24 << 20))
+    result = cli("cp", "large", "other:/")
     assert result.code == 5
     assert "no space left on device" in result.err
-    assert not (cli.arenas.folder / "demo/large").exists()
+    assert other.listdir("/") == []
+    with other.open("/full", "wb") as file, pytest.raises(OSError, match="No space") as caught:
+        while True:
+            file.write(bytes(4096))
+    assert caught.value.errno == errno.ENOSPC
+    Path("small").write_bytes(b"x" * 50000)
+    assert cli("cp", "small", "other:/").code == 5
+    assert other.listdir("/") == ["full"]
 
 
 def test_cp_no_clobber(cli: Cli) -> None:
@@ -248,7 +284,7 @@ def test_mv(cli: Cli) -> None:
     assert cli("mv", "demo:/data/one", "demo:/data/three").code == 0
     assert cli("mv", "-n", "demo:/data/three", "demo:/data/sub/two").code == 1
     assert cli("mv", "demo:/data", "out").code == 0
-    assert not (cli.arenas.folder / "demo/data").exists()
+    assert not cli.demo.exists("/data")
     assert Path("out/three").read_text() == "one\n"
     assert cli("mv", "out", "demo:/back").code == 0
     assert not Path("out").exists()
@@ -294,7 +330,7 @@ def test_mkdir(cli: Cli) -> None:
     assert cli("mkdir", "-p", "demo:/a/b", "demo:/a/b").code == 0
     assert cli("mkdir", "demo:/a").code == 1
     assert cli("mkdir", "-m", "700", "demo:/private").code == 0
-    found = (cli.arenas.folder / "demo/private").stat()
+    found = cli.demo.stat("/private")
     assert stat.S_IMODE(found.st_mode) == 0o700
 
 
@@ -303,26 +339,31 @@ def test_mkdir(cli: Cli) -> None:
 
 def test_snapshots(cli: Cli) -> None:
     assert "take one: nova-mp snapshot create demo" in cli("snapshot", "list", "demo").out
-    assert cli("snapshot", "create", "demo", "--name", "first").out == (
-        "snapshot 1 of demo; look into it: nova-mp ls demo@first:/\n"
-    )
+    said = cli("snapshot", "create", "demo", "--name", "first").out
+    first = said.split()[1]
+    assert said == f"snapshot {first} of demo; look into it: nova-mp ls demo@first:/\n"
     assert cli("snapshot", "create", "demo", "--name", "first").code == 1
-    assert cli("snapshot", "create", "--json", "demo").json["snapshot"]["id"] == 2
+    second = cli("snapshot", "create", "--json", "demo").json["snapshot"]["id"]
+    assert second == int(first) + 1
+    cli.demo.write_bytes("/data/sub/two", b"y" * 5000)
     lines = cli("snapshot", "list", "demo").out.splitlines()
-    assert lines[1].split()[:2] == ["1", "first"]
-    bare = cli("snapshot", "list", "-H", "-p", "demo").out.splitlines()
-    assert bare[0].split("\t") == [
-        *("1", "first", "1893553445.678901000", "1", "8192", "0", "0", "-")
-    ]
-    assert "first" in cli("snapshot", "show", "demo", "1").out
+    assert lines[1].split()[:2] == [first, "first"]
+    made = cli.demo.snapshots.get("first").created.timestamp()
+    bare = [row.split("\t") for row in cli("snapshot", "list", "-Hp", "demo").out.splitlines()]
+    assert [row[:2] for row in bare] == [[first, "first"], [str(second), "-"]]
+    assert float(bare[0][2]) == pytest.approx(made)
+    # Both need the old blocks, which are in the list of the older one.
+    assert [row[3:] for row in bare] == [["1", "0", "8192", "0", "-"], ["0", "0", "0", "0", "-"]]
+    assert "first" in cli("snapshot", "show", "demo", first).out
+    assert cli("cat", "demo@first:/data/sub/two").out == "x" * 5000
     assert cli("ls", "demo@first:/data").out == "link\none\nsub\n"
     result = cli("rm", "demo@first:/data/one")
     assert result.code == 1
     assert "read-only" in result.err
     assert "a snapshot never changes" in result.err
-    deleted = cli("snapshot", "delete", "--json", "demo", "first", "2", "9")
+    deleted = cli("snapshot", "delete", "--json", "demo", "first", str(second), "999999")
     assert deleted.code == 3
-    assert [row["id"] for row in deleted.json["deleted"]] == [1, 2]
+    assert [row["id"] for row in deleted.json["deleted"]] == [int(first), second]
     assert "nova-mp snapshot list demo" in deleted.err
     assert cli("snapshot", "wait", "demo").code == 0
     assert cli("snapshot", "show", "demo", "first").code == 1
@@ -335,29 +376,33 @@ def test_deleting_several_snapshots(cli: Cli) -> None:
 
     for number in range(1, 8):
         cli("snapshot", "create", "demo", "--name", f"s{number}")
-    shown = cli("snapshot", "delete", "demo", "2..4", "s3", "--dry-run")
+        cli.demo.write_bytes("/data/sub/two", b"%d" % number * 5000)
+    s = dict(enumerate(ids(), 1))
+    shown = cli("snapshot", "delete", "demo", f"{s[2]}..{s[4]}", "s3", "--dry-run")
     assert shown.code == 0
-    assert [line.split()[0] for line in shown.out.splitlines()] == ["ID", "2", "3", "4", "together"]
+    first_words = [line.split()[0] for line in shown.out.splitlines()]
+    assert first_words == ["ID", *(str(s[n]) for n in (2, 3, 4)), "together"]
     wanted = cli("snapshot", "delete", "demo", "s2..s4", "--dry-run", "--json").json
-    assert wanted["would_free_bytes"] == 3 * 8192 + 2 * 4096
+    assert wanted["would_free_bytes"] == 3 * 8192
     assert len(wanted["would_delete"]) == 3
-    assert ids() == [1, 2, 3, 4, 5, 6, 7]
-    assert cli("snapshot", "delete", "demo", "1..3", "0..2").code == 0
-    assert ids() == [4, 5, 6, 7]
-    for operands, words in ((["1..3"], "no snapshot in 1..3"), (["7..5"], "5..7"), (["x"], "x")):
+    assert ids() == [s[n] for n in range(1, 8)]
+    assert cli("snapshot", "delete", "demo", f"{s[1]}..{s[3]}", f"0..{s[2]}").code == 0
+    assert ids() == [s[n] for n in range(4, 8)]
+    lost = f"{s[1]}..{s[3]}"
+    for operands, words in (([lost], f"no snapshot in {lost}"), (["7..5"], "5..7"), (["x"], "x")):
         refused = cli("snapshot", "delete", "demo", *operands)
         assert refused.code in (1, 2)
         assert words in refused.err
 
-    table = cli.arenas.open["demo"].snapshots.table
-    table[1] = replace(table[1], opens=1)
-    busy = cli("snapshot", "delete", "demo", "5")
-    assert busy.code == 4, "busy"
-    assert "the snapshot is open" in busy.err
-    assert cli("snapshot", "delete", "demo", "4..6").code == 3, "partly done"
-    assert ids() == [5, 7]
-    later = cli("snapshot", "delete", "--json", "demo", "5", "--defer").json
-    assert (later["deleted"], [row["id"] for row in later["deferred"]]) == ([], [5])
-    rows = cli("snapshot", "list", "--json", "demo").json["snapshots"]
-    assert [row["deferred"] for row in rows] == [True, False]
-    assert cli("snapshot", "delete", "demo", "7", "--dry-run").code == 0
+    with cli.demo.snapshots.open("s5"):
+        busy = cli("snapshot", "delete", "demo", "s5")
+        assert busy.code == 4, "busy"
+        assert "the snapshot is open" in busy.err
+        assert cli("snapshot", "delete", "demo", f"{s[4]}..{s[6]}").code == 3, "partly done"
+        assert ids() == [s[5], s[7]]
+        later = cli("snapshot", "delete", "--json", "demo", "s5", "--defer").json
+        assert (later["deleted"], [row["id"] for row in later["deferred"]]) == ([], [s[5]])
+        rows = cli("snapshot", "list", "--json", "demo").json["snapshots"]
+        assert [row["deferred"] for row in rows] == [True, False]
+    assert cli("snapshot", "delete", "demo", "s7", "--dry-run").code == 0
+    assert s[7] in ids()
