@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .histogram import Histogram
-from .loadclient import Target, clock, wait_until
+from .loadclient import Target, clock, obey, wait_until
 from .oracle import History, Violation
 
 # One file of the tree: where it is on this machine, and where it goes.
@@ -315,22 +315,5 @@ def entries(file_system: Any, top: str) -> Iterator[tuple[str, bool]]:
 
 
 def main(pipe: Connection, *arguments: Any) -> None:
-    """The process: obey the pipe until it says finish or closes."""
-    try:
-        client = DemoClient(lambda value: pipe.send(("note", value)), *arguments)
-    except Exception as error:
-        pipe.send(("error", f"{type(error).__name__}: {error}"))
-        return
-    pipe.send(("ok", None))
-    while True:
-        try:
-            verb, values = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send(("ok", getattr(client, verb)(*values)))
-        except Exception as error:
-            pipe.send(("error", f"{verb}: {type(error).__name__}: {error}"))
-            return
-        if verb == "finish":
-            return
+    """The process."""
+    obey(pipe, lambda: DemoClient(lambda value: pipe.send(("note", value)), *arguments))

@@ -17,7 +17,7 @@ import gc
 import random
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import compress, cycle, islice
 from multiprocessing.connection import Connection
@@ -240,10 +240,10 @@ def wait_until(instant: int) -> None:
         pass
 
 
-def main(pipe: Connection, *arguments: Any) -> None:
-    """The process: obey the pipe until it says finish or closes."""
+def obey(pipe: Connection, make: Callable[[], Any]) -> None:
+    """Make a client, and carry out what the pipe says until that is finish, or the pipe closes."""
     try:
-        client = LoadClient(*arguments)
+        client = make()
     except Exception as error:
         pipe.send(("error", f"{type(error).__name__}: {error}"))
         return
@@ -260,3 +260,8 @@ def main(pipe: Connection, *arguments: Any) -> None:
             return
         if verb == "finish":
             return
+
+
+def main(pipe: Connection, *arguments: Any) -> None:
+    """The process."""
+    obey(pipe, lambda: LoadClient(*arguments))

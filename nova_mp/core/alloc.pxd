@@ -15,7 +15,8 @@
 #            stores of whole words.
 
 from libc.stdint cimport uint32_t, uint64_t
-from nova_mp.core.dram cimport nv_ctx, nv_page_desc, nv_region
+from nova_mp.core.arch cimport nv_fence_release
+from nova_mp.core.dram cimport nv_ctx, nv_page_desc, nv_region, nv_slot
 
 cdef uint64_t blocks_alloc(nv_ctx* c, uint64_t want, uint64_t link_off,
                            uint64_t* got) noexcept nogil
@@ -42,6 +43,22 @@ cdef inline void pend_done(nv_ctx* c) noexcept nogil:
 
 cdef inline void dpend_done(nv_ctx* c) noexcept nogil:
     c.slot.dpend_off = 0
+
+
+cdef inline void release_fill(nv_slot* s, uint64_t extent) noexcept nogil:
+    # What is going to be released, before it is announced: blocks, and nothing else to it yet.
+    s.rel_extent = extent
+    s.rel_create_epoch = 0
+    s.rel_delete_epoch = 0
+    s.rel_ino = 0
+    s.rel_link_off = 0
+    s.rel_pages = 0
+    s.rel_undo = 0
+
+
+cdef inline void release_announce(nv_slot* s) noexcept nogil:
+    nv_fence_release()
+    s.rel_state = 1
 
 
 cdef inline uint64_t* block_bitmap(nv_ctx* c) noexcept nogil:

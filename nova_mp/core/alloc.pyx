@@ -284,15 +284,8 @@ cdef uint64_t blocks_alloc_run(nv_ctx* c, uint64_t want, uint64_t link_off) noex
 
 cdef void blocks_free(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil:
     cdef nv_slot* s = c.slot
-    s.rel_extent = block << 32 | n
-    s.rel_link_off = 0
-    s.rel_undo = 0
-    s.rel_pages = 0
-    s.rel_ino = 0
-    s.rel_create_epoch = 0
-    s.rel_delete_epoch = 0
-    nv_fence_release()
-    s.rel_state = 1
+    release_fill(s, block << 32 | n)
+    release_announce(s)
     blocks_free_announced(c)
     s.rel_state = 0
 

@@ -2,7 +2,7 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
-from nova_mp.core.alloc cimport blocks_free_announced, pend_done
+from nova_mp.core.alloc cimport blocks_free_announced, pend_done, release_announce, release_fill
 from nova_mp.core.arch cimport nv_crc32c, nv_fence_release, nv_file_time_ns, nv_store64
 from nova_mp.core.dir cimport dentry_at, dir_add, dir_lookup, dir_remove, dir_reserve
 from nova_mp.core.dram cimport (INODE_HAS_XATTR, INODE_IN_LIST, INODE_PAST_END, OP_CLEAN, nv_slot,
@@ -106,15 +106,9 @@ cdef uint64_t undo_entry(nv_ctx* c, uint64_t pos, uint64_t tail) noexcept nogil:
     if block:
         if s.pend_len and s.pend_block == block:
             pend_done(c)
-        s.rel_extent = block << 32 | e.num_pages
-        s.rel_link_off = 0
-        s.rel_ino = 0
-        s.rel_pages = 0
-        s.rel_create_epoch = 0
-        s.rel_delete_epoch = 0
+        release_fill(s, block << 32 | e.num_pages)
         s.rel_undo = next_pos
-        nv_fence_release()
-        s.rel_state = 1
+        release_announce(s)
         blocks_free_announced(c)
     s.undo_off = next_pos
     nv_fence_release()
@@ -216,12 +210,9 @@ cdef void supersede_run(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t pg
     cdef nv_slot* s = c.slot
     cdef uint64_t entry_off = ref_off(old)
     cdef nv_write_entry* e = <nv_write_entry*>(c.pm + entry_off)
-    s.rel_extent = gone << 32 | n
+    release_fill(s, gone << 32 | n)
     s.rel_create_epoch = e.epoch_id
     s.rel_delete_epoch = epoch_id
-    s.rel_ino = 0
-    s.rel_link_off = 0
-    s.rel_undo = 0
     s.rel_file = ino
     s.rel_pgoff = pgoff
     s.rel_pages = n
@@ -229,8 +220,7 @@ cdef void supersede_run(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t pg
     # Before the announcement, which a repairer goes on from: it does not know the entry.
     if e.dead_epoch_id < epoch_id:
         pm_store64(c, entry_off + 56, epoch_id)
-    nv_fence_release()
-    s.rel_state = 1
+    release_announce(s)
     set_cells(c, h)
     fail_point(c, "inode.cells_set")
     release_announced(c)

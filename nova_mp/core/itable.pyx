@@ -3,7 +3,7 @@
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
 from nova_mp.core.alloc cimport (blocks_alloc_run, blocks_free, blocks_free_announced, dpend_done,
-                                 dram_alloc, pend_done)
+                                 dram_alloc, pend_done, release_announce, release_fill)
 from nova_mp.core.arch cimport (nv_check, nv_crc32c, nv_ctz64, nv_fence_release, nv_popcount64,
                                 nv_store64)
 from nova_mp.core.dram cimport CNT_STEALS, count, cpu_at, dram_off, nv_cpu, nv_slot, nv_table
@@ -219,15 +219,9 @@ cdef void unlink_block(nv_ctx* c, uint64_t link_off, uint64_t page_off,
                        uint64_t next_off) noexcept nogil:
     # Takes a log page out of its chain (the word at link_off refers to it) and frees it.
     cdef nv_slot* s = c.slot
-    s.rel_extent = (page_off >> BLOCK_SHIFT) << 32 | 1
+    release_fill(s, (page_off >> BLOCK_SHIFT) << 32 | 1)
     s.rel_link_off = link_off
-    s.rel_undo = 0
-    s.rel_ino = 0
-    s.rel_pages = 0
-    s.rel_create_epoch = 0
-    s.rel_delete_epoch = 0
-    nv_fence_release()
-    s.rel_state = 1
+    release_announce(s)
     pm_store64(c, link_off, next_off)
     pm_persist(c, link_off, 8)
     fail_point(c, "log.page_unlinked")

@@ -3,7 +3,8 @@
 from libc.errno cimport ENOSPC
 from libc.string cimport memcmp, memcpy
 from libc.stdint cimport uint8_t, uint16_t
-from nova_mp.core.alloc cimport blocks_free, blocks_free_announced, dram_free, pend_done
+from nova_mp.core.alloc cimport (blocks_free, blocks_free_announced, dram_free, pend_done,
+                                 release_announce, release_fill)
 from nova_mp.core.arch cimport nv_fence_release, nv_load32, nv_monotonic_ns
 from nova_mp.core.dir cimport dentry_at, dir_lookup, dir_retarget
 from nova_mp.core.dram cimport (CNT_CLEANED, CNT_GC_FAST, CNT_GC_THOROUGH, DRAM_PAGE, INODE_DEAD,
@@ -295,15 +296,9 @@ cdef void free_chain(nv_ctx* c, bint given_up) noexcept nogil:
         following = page_tail(c, s.gc_old).next_page_off
         if following == 0:
             following = s.gc_stop
-        s.rel_extent = (s.gc_old >> BLOCK_SHIFT) << 32 | 1
-        s.rel_link_off = 0
-        s.rel_ino = 0
-        s.rel_pages = 0
-        s.rel_create_epoch = 0
-        s.rel_delete_epoch = 0
+        release_fill(s, (s.gc_old >> BLOCK_SHIFT) << 32 | 1)
         s.rel_undo = following
-        nv_fence_release()
-        s.rel_state = 1
+        release_announce(s)
         blocks_free_announced(c)
         if given_up:
             s.gc_head = following
@@ -453,18 +448,13 @@ cdef void clean_entry(nv_ctx* c, uint64_t page, uint32_t i) noexcept nogil:
     cdef nv_slot* s = c.slot
     cdef nv_list_entry* e = &list_entries(c, page)[i]
     s.step = i + 1
-    s.rel_extent = e.nvmm << 32 | e.num_pages
-    s.rel_ino = 0
+    release_fill(s, e.nvmm << 32 | e.num_pages)
     if e.entry_type == SS_INODE:
         s.rel_extent = e.num_pages
         s.rel_ino = e.nvmm
     s.rel_create_epoch = e.create_epoch_id
     s.rel_delete_epoch = e.delete_epoch_id
-    s.rel_link_off = 0
-    s.rel_pages = 0
-    s.rel_undo = 0
-    nv_fence_release()
-    s.rel_state = 1
+    release_announce(s)
     release_announced(c)
     fail_point(c, "clean.released")
     if s.rel_ino and s.rel_state == 1:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 from nova_mp.core.alloc cimport (dpend_repair, dram_free, page_bitmap, pages_repair, pend_done,
-                                 region_repair, slab_repair)
+                                 region_repair, release_announce, release_fill, slab_repair)
 from nova_mp.core.arch cimport nv_fence_release, nv_load32, nv_store64
 from nova_mp.core.dir cimport build_finish, dir_recount
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, CNT_REPAIRS, DRAM_PAGE, INODE_DEAD, LOCK_OWNER,
@@ -101,15 +101,8 @@ cdef void repair_pending(nv_ctx* d) noexcept nogil:
     if n and s.rel_state == 0:
         # Announced as released before it stops being pending: then a repairer after us, who finds
         # both, knows that it is the same extent.
-        s.rel_extent = block << 32 | n
-        s.rel_link_off = 0
-        s.rel_undo = 0
-        s.rel_pages = 0
-        s.rel_ino = 0
-        s.rel_create_epoch = 0
-        s.rel_delete_epoch = 0
-        nv_fence_release()
-        s.rel_state = 1
+        release_fill(s, block << 32 | n)
+        release_announce(s)
         nv_fence_release()
     pend_done(d)
 

@@ -2,7 +2,8 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
-from nova_mp.core.alloc cimport blocks_free_announced, dpend_done, dram_alloc, dram_free
+from nova_mp.core.alloc cimport (blocks_free_announced, dpend_done, dram_alloc, dram_free,
+                                 release_announce, release_fill)
 from nova_mp.core.arch cimport (nv_check, nv_fence_acquire, nv_fence_release, nv_load32,
                                 nv_load64)
 from nova_mp.core.dram cimport (CNT_LIST_APPENDS, DRAM_PAGE, OP_SNAPSHOT_DELETE, REBUILD_RESTORED,
@@ -134,15 +135,10 @@ cdef void release_announced(nv_ctx* c) noexcept nogil:
 cdef void release_blocks(nv_ctx* c, uint64_t block, uint64_t n, uint64_t create_epoch_id,
                          uint64_t delete_epoch_id) noexcept nogil:
     cdef nv_slot* s = c.slot
-    s.rel_extent = block << 32 | n
+    release_fill(s, block << 32 | n)
     s.rel_create_epoch = create_epoch_id
     s.rel_delete_epoch = delete_epoch_id
-    s.rel_ino = 0
-    s.rel_link_off = 0
-    s.rel_undo = 0
-    s.rel_pages = 0
-    nv_fence_release()
-    s.rel_state = 1
+    release_announce(s)
     release_announced(c)
     s.rel_state = 0
 
@@ -152,15 +148,11 @@ cdef bint record_inode(nv_ctx* c, uint64_t ino, uint32_t log_pages, uint64_t cre
     # True if a snapshot needs the deleted inode: it is in that snapshot's list now, and the caller
     # ends the announcement (rel_state) once the inode's header says so.
     cdef nv_slot* s = c.slot
-    s.rel_extent = log_pages
+    release_fill(s, log_pages)
     s.rel_create_epoch = create_epoch_id
     s.rel_delete_epoch = delete_epoch_id
     s.rel_ino = ino
-    s.rel_link_off = 0
-    s.rel_undo = 0
-    s.rel_pages = 0
-    nv_fence_release()
-    s.rel_state = 1
+    release_announce(s)
     release_announced(c)
     if s.rel_state == 2:
         return True
