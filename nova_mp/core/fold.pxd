@@ -4,9 +4,8 @@
 #            of a directory, extended attributes. Whoever builds one holds the snapshot open, so
 #            nothing that it can reach is freed.
 # Locks      The inode's lock to build one, because garbage collection moves entries; none to read.
-#            Names and values are copied under the lock and become Python objects without it: who
-#            holds a lock never waits for the interpreter, which may be held by a thread that stores
-#            into a mapped file and so waits for whoever holds the lock.
+#            Names and values are copied under the lock and become Python objects without it
+#            (SYNC-5).
 
 from libc.stdint cimport uint8_t, uint64_t
 from nova_mp.core.dram cimport nv_ctx, nv_index

@@ -15,6 +15,8 @@
 #           log.
 #   SYNC-3  A slot's announced epoch is 0 exactly when its thread is in no operation.
 #   SYNC-4  No code stores to a caller's memory while it holds a lock or has announced an epoch.
+#   SYNC-5  Nobody waits for the GIL while it holds a lock or has announced an epoch: who has the
+#           GIL may be waiting for that lock, or store to a page whose fault waits for it.
 
 from libc.stdint cimport uint32_t, uint64_t
 from nova_mp.core.arch cimport (NV_DEBUG_BUILD, nv_fence_acquire, nv_fence_release, nv_load32,
