@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from nova_mp import errors
+from nova_mp.core.alloc cimport kept_blocks
 from nova_mp.core.arch cimport nv_futex_wake, nv_load64, nv_xchg64
 from nova_mp.core.arena cimport recovery_stats
 from nova_mp.core.boundary cimport decode, raise_errno
@@ -446,7 +447,8 @@ cdef _cpu_stats(nv_ctx* c, uint32_t nr):
     counters = {f"op_{name}": totals[k] for k, name in enumerate(OPERATIONS)}
     counters.update({name: totals[k] for name, k in COUNTERS.items()})
     return {
-        "cpu": nr, "blocks": cpu.blocks.end - cpu.blocks.first, "free_blocks": cpu.blocks.free,
+        "cpu": nr, "blocks": cpu.blocks.end - cpu.blocks.first,
+        "free_blocks": cpu.blocks.free + kept_blocks(c, &cpu.blocks),
         "held_blocks": cpu.held_blocks - clean_done_blocks(c, nr), "inodes": cpu.inodes_used,
         "list_pages": cpu.list_pages,
         "list_appends": cpu.appends, "processes": processes, "counters": counters,

@@ -1,15 +1,10 @@
-"""Block regions of the CPUs, DRAM pages and slabs."""
+"""Bitmaps and regions, and the blocks of the arena."""
 
-from libc.string cimport memset
 from nova_mp.core.arch cimport nv_assert, nv_check, nv_ctz64, nv_fence_release, nv_popcount64
-from nova_mp.core.dram cimport (CNT_STEALS, DRAM_PAGE, GROW_PAGES, HINTS, INDEX_OFF_MASK, SLAB_512,
-                                SLAB_64, SLAB_CLASSES, SLAB_NONE, count, cpu_at, nv_cpu, nv_slot)
+from nova_mp.core.dram cimport CNT_STEALS, HINTS, count, cpu_at, slot_at
 from nova_mp.core.layout cimport DATA_NR
 from nova_mp.core.pmem cimport fail_point
-from nova_mp.core.sync cimport RANK_BLOCKS, RANK_PAGES, RANK_SLAB, lock_drop, lock_take
-
-cdef extern from "<fcntl.h>" nogil:
-    int posix_fallocate(int fd, long off, long n) noexcept
+from nova_mp.core.sync cimport RANK_BLOCKS, lock_drop, lock_take
 
 cdef enum:
     HOT_BLOCKS = 16                  # small writes take shorter extents if these were freed lately
@@ -158,11 +153,6 @@ cdef void region_recount(nv_ctx* c, nv_region* r, uint64_t* bitmap) noexcept nog
         r.cursor = r.first
 
 
-cdef inline uint64_t region_available(nv_ctx* c, nv_region* r) noexcept nogil:
-    cdef uint64_t keep = 0 if c.privileged else r.reserve
-    return r.free - keep if r.free > keep else 0
-
-
 # ---- arena blocks -------------------------------------------------------------------------------
 
 cdef inline uint64_t region_first(nv_ctx* c, uint64_t share, uint64_t nr) noexcept nogil:
@@ -232,8 +222,8 @@ cdef uint64_t take_from(nv_ctx* c, nv_region* r, uint64_t want, uint64_t least, 
     return start if n else 0
 
 
-cdef uint64_t alloc_any(nv_ctx* c, uint64_t want, uint64_t least, uint64_t link_off,
-                        uint64_t* got) noexcept nogil:
+cdef uint64_t alloc_regions(nv_ctx* c, uint64_t want, uint64_t least, uint64_t link_off,
+                            uint64_t* got) noexcept nogil:
     # Own region first, then the fullest other, until none has enough.
     cdef uint32_t cpus = c.hdr.cpus
     cdef uint32_t i, best
@@ -269,17 +259,38 @@ cdef uint64_t alloc_any(nv_ctx* c, uint64_t want, uint64_t least, uint64_t link_
         below = most
 
 
+cdef uint64_t take_kept(nv_ctx* c, uint64_t link_off) noexcept nogil:
+    cdef nv_slot* s = c.slot
+    cdef uint64_t block = s.keep_block
+    nv_assert(s.pend_len == 0, "two pending extents", s.pend_block)
+    s.pend_block = block
+    s.pend_link_off = link_off
+    nv_fence_release()
+    s.pend_len = 1
+    nv_fence_release()
+    fail_point(c, "alloc.kept_taken")
+    s.keep_block = 0
+    return block
+
+
 cdef uint64_t blocks_alloc(nv_ctx* c, uint64_t want, uint64_t link_off,
                            uint64_t* got) noexcept nogil:
     # First block of an extent of 1 to `want` blocks (count in `got`), or 0: no space. The extent is
     # the slot's pending one until pend_done().
-    return alloc_any(c, want, 1, link_off, got)
+    cdef bint kept = c.keeps and c.slot.keep_block != 0
+    cdef uint64_t start = 0
+    if want > 1 or not kept:
+        start = alloc_regions(c, want, 1, link_off, got)
+    if start == 0 and kept:
+        start = take_kept(c, link_off)
+        got[0] = 1
+    return start
 
 
 cdef uint64_t blocks_alloc_run(nv_ctx* c, uint64_t want, uint64_t link_off) noexcept nogil:
     # As blocks_alloc, but `want` contiguous blocks or none.
     cdef uint64_t got = 0
-    return alloc_any(c, want, want, link_off, &got)
+    return alloc_regions(c, want, want, link_off, &got)
 
 
 cdef void blocks_free(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil:
@@ -290,6 +301,63 @@ cdef void blocks_free(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil:
     s.rel_state = 0
 
 
+cdef inline void free_step(nv_slot* s, uint64_t n) noexcept nogil:
+    # Start and length are one word, so that a repairer, who holds the same lock, never sees an
+    # extent that reaches past the announced one.
+    s.rel_extent += (n << 32) - n
+    if <uint32_t>s.rel_extent == 0:
+        s.rel_state = 2
+
+
+cdef void put_kept(nv_ctx* c, uint64_t block) noexcept nogil:
+    nv_check(block >= DATA_NR and block < c.hdr.num_blocks - 1
+             and blocks_in_use(c, block, 1), "freeing a free block", <long>block)
+    c.slot.keep_block = block
+    nv_fence_release()
+    fail_point(c, "free.kept")
+    free_step(c.slot, 1)
+
+
+cdef void keep_settle(nv_slot* s) noexcept nogil:
+    # Repair: what the dead thread's intent still names, and its `keep_block` already or still.
+    if s.keep_block == 0:
+        return
+    if s.pend_len == 1 and s.pend_block == s.keep_block:
+        s.keep_block = 0
+    elif s.rel_state == 1 and s.rel_ino == 0 and s.rel_extent == (s.keep_block << 32 | 1):
+        free_step(s, 1)
+
+
+cdef void keep_drop(nv_ctx* c) noexcept nogil:
+    # The kept block goes back to its region. Also for a dead thread, once settled.
+    cdef nv_slot* s = c.slot
+    cdef int keeps = c.keeps
+    if s.keep_block == 0:
+        return
+    c.keeps = 0
+    release_fill(s, s.keep_block << 32 | 1)
+    release_announce(s)
+    nv_fence_release()
+    fail_point(c, "free.dropped")
+    s.keep_block = 0
+    nv_fence_release()
+    blocks_free_announced(c)
+    s.rel_state = 0
+    c.keeps = keeps
+
+
+cdef uint64_t kept_blocks(nv_ctx* c, nv_region* r) noexcept nogil:
+    # Blocks of the region, or with NULL of all, that threads keep for their next allocation.
+    cdef uint64_t n = 0
+    cdef uint64_t block
+    cdef uint32_t i
+    for i in range(c.hdr.slot_high):
+        block = slot_at(c, i).keep_block
+        if block and (r == NULL or region_of(c, block) == r):
+            n += 1
+    return n
+
+
 cdef void blocks_free_announced(nv_ctx* c) noexcept nogil:
     # ALLOC-2. Frees what rel_* names; rel_state becomes 2 under the last region's lock.
     cdef nv_slot* s = c.slot
@@ -298,6 +366,9 @@ cdef void blocks_free_announced(nv_ctx* c) noexcept nogil:
     cdef int nowait = c.nowait
     if c.a.rebuild:
         s.rel_state = 2
+        return
+    if c.keeps and s.keep_block == 0 and <uint32_t>s.rel_extent == 1:
+        put_kept(c, s.rel_extent >> 32)
         return
     c.nowait = 0
     while <uint32_t>s.rel_extent:
@@ -319,14 +390,6 @@ cdef void blocks_free_announced(nv_ctx* c) noexcept nogil:
     c.nowait = nowait
 
 
-cdef inline void free_step(nv_slot* s, uint64_t n) noexcept nogil:
-    # Start and length are one word, so that a repairer, who holds the same lock, never sees an
-    # extent that reaches past the announced one.
-    s.rel_extent += (n << 32) - n
-    if <uint32_t>s.rel_extent == 0:
-        s.rel_state = 2
-
-
 cdef bint blocks_in_use(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil:
     return bits_run(block_bitmap(c), block, n, 1) == n
 
@@ -342,7 +405,7 @@ cdef int blocks_mark(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil:
 
 
 cdef uint64_t blocks_free_count(nv_ctx* c) noexcept nogil:
-    cdef uint64_t n = 0
+    cdef uint64_t n = kept_blocks(c, NULL)
     cdef uint32_t i
     for i in range(c.hdr.cpus):
         n += cpu_at(c, i).blocks.free
@@ -365,218 +428,3 @@ cdef void region_repair(nv_ctx* c, nv_region* r) noexcept nogil:
         bits_clear(bitmap, block, n)
         free_step(s, n)
     region_recount(c, r, bitmap)
-
-
-# ---- DRAM pages and slabs -----------------------------------------------------------------------
-
-cdef bint pages_grow(nv_ctx* c, uint64_t n) noexcept nogil:
-    # The segment is sparse: memory is reserved here, when it is needed, so that running out is an
-    # error code and not a SIGBUS.
-    cdef nv_region* r = &c.hdr.pages
-    # The last page stays unused: optimistic readers check offsets against whole pages.
-    cdef uint64_t limit = c.hdr.limit_bytes // DRAM_PAGE - 1
-    cdef uint64_t step = n if n > GROW_PAGES else GROW_PAGES
-    if r.end + step > limit:
-        step = limit - r.end
-    if step < n or posix_fallocate(c.a.dram_fd, <long>(r.end * DRAM_PAGE),
-                                   <long>(step * DRAM_PAGE)) != 0:
-        return False
-    r.free += step
-    r.cursor = r.end
-    r.end += step
-    c.hdr.pages_reserved = r.end
-    return True
-
-
-cdef uint64_t pages_alloc(nv_ctx* c, uint64_t n, uint64_t link_off) noexcept nogil:
-    # DRAM offset of `n` contiguous pages, or 0.
-    cdef nv_region* r = &c.hdr.pages
-    cdef nv_slot* s = c.slot
-    cdef uint64_t start = 0
-    cdef uint64_t found = 0
-    cdef int nowait = c.nowait
-    c.nowait = 0
-    lock_take(c, &r.lock, RANK_PAGES)
-    c.nowait = nowait
-    if r.free >= n:
-        found = region_find(r, page_bitmap(c), n, &start)
-    if found < n or region_available(c, r) < n:
-        found = 0
-        if pages_grow(c, n) and region_available(c, r) >= n:
-            found = region_find(r, page_bitmap(c), n, &start)
-    if found >= n:
-        nv_assert(s.dpend_off == 0, "two pending DRAM objects", s.dpend_off)
-        s.dpend_pages = n
-        s.dpend_link_off = link_off
-        nv_fence_release()
-        s.dpend_off = start * DRAM_PAGE
-        bits_set(page_bitmap(c), start, n)
-        r.free -= n
-    lock_drop(c, &r.lock)
-    return start * DRAM_PAGE if found >= n else 0
-
-
-cdef void pages_free(nv_ctx* c, uint64_t off, uint64_t n) noexcept nogil:
-    cdef nv_region* r = &c.hdr.pages
-    cdef uint64_t page = off // DRAM_PAGE
-    cdef int nowait = c.nowait
-    c.nowait = 0
-    lock_take(c, &r.lock, RANK_PAGES)
-    c.nowait = nowait
-    nv_check(bits_run(page_bitmap(c), page, n, 1) == n, "freeing free DRAM pages", <long>page)
-    bits_clear(page_bitmap(c), page, n)
-    r.free += n
-    region_hint(r, page, n)
-    lock_drop(c, &r.lock)
-
-
-cdef inline uint64_t slab_bytes(int slab_class) noexcept nogil:
-    return 64 if slab_class == SLAB_64 else 512
-
-
-cdef inline uint64_t slab_full(int slab_class) noexcept nogil:
-    return <uint64_t>-1 if slab_class == SLAB_64 else 0xFF
-
-
-cdef uint64_t slab_alloc(nv_ctx* c, int slab_class, uint64_t link_off) noexcept nogil:
-    cdef nv_cpu* cpu = cpu_at(c, c.cpu)
-    cdef nv_slot* s = c.slot
-    cdef nv_page_desc* d
-    cdef uint64_t page, off = 0
-    cdef int bit
-    cdef int nowait = c.nowait
-    c.nowait = 0
-    lock_take(c, &cpu.slab_lock, RANK_SLAB)
-    c.nowait = nowait
-    page = cpu.partial[slab_class]
-    if page == 0:
-        off = pages_alloc(c, 1, 0)
-        page = off // DRAM_PAGE
-        if page:
-            d = page_desc(c, page)
-            d.bitmap = 0
-            d.cpu = <unsigned short>c.cpu
-            d.next_partial = 0
-            d.in_list = 1
-            d.slab_class = <unsigned char>slab_class
-            cpu.partial[slab_class] = <uint32_t>page
-            dpend_done(c)
-    off = 0
-    if page:
-        d = page_desc(c, page)
-        bit = nv_ctz64(~d.bitmap)
-        off = page * DRAM_PAGE + bit * slab_bytes(slab_class)
-        s.dpend_pages = 0
-        s.dpend_link_off = link_off
-        nv_fence_release()
-        s.dpend_off = off
-        d.bitmap |= <uint64_t>1 << bit
-        if d.bitmap == slab_full(slab_class):
-            cpu.partial[slab_class] = d.next_partial
-            d.in_list = 0
-    lock_drop(c, &cpu.slab_lock)
-    return off
-
-
-cdef void slab_free(nv_ctx* c, uint64_t off) noexcept nogil:
-    cdef uint64_t page = off // DRAM_PAGE
-    cdef nv_page_desc* d = page_desc(c, page)
-    cdef int slab_class = d.slab_class
-    cdef nv_cpu* cpu = cpu_at(c, d.cpu)
-    cdef uint64_t bit
-    cdef int nowait = c.nowait
-    nv_check(slab_class == SLAB_64 or slab_class == SLAB_512, "freeing what is no slab object",
-             <long>off)
-    bit = <uint64_t>1 << ((off % DRAM_PAGE) // slab_bytes(slab_class))
-    c.nowait = 0
-    lock_take(c, &cpu.slab_lock, RANK_SLAB)
-    c.nowait = nowait
-    nv_check((d.bitmap & bit) != 0, "freeing a free slab object", <long>off)
-    d.bitmap &= ~bit
-    if not d.in_list:
-        d.next_partial = cpu.partial[slab_class]
-        d.in_list = 1
-        cpu.partial[slab_class] = <uint32_t>page
-    elif d.bitmap == 0 and cpu.partial[slab_class] == page and d.next_partial:
-        # Empty, and not the only one: give the page back.
-        cpu.partial[slab_class] = d.next_partial
-        d.in_list = 0
-        d.slab_class = SLAB_NONE
-        pages_free(c, page * DRAM_PAGE, 1)
-    lock_drop(c, &cpu.slab_lock)
-
-
-cdef uint64_t dram_alloc(nv_ctx* c, uint64_t n_bytes, uint64_t link_off) noexcept nogil:
-    # Zeroed memory: 64 or 512 bytes, or whole pages. Offset, or 0 when there is none. The object is
-    # the slot's pending one until dpend_done(); `link_off` is the DRAM word that will refer to it.
-    cdef uint64_t off
-    if n_bytes == 64:
-        off = slab_alloc(c, SLAB_64, link_off)
-    elif n_bytes == 512:
-        off = slab_alloc(c, SLAB_512, link_off)
-    else:
-        off = pages_alloc(c, n_bytes // DRAM_PAGE, link_off)
-    if off:
-        memset(c.dram + off, 0, n_bytes)
-    return off
-
-
-cdef void dram_free(nv_ctx* c, uint64_t off, uint64_t n_bytes) noexcept nogil:
-    if n_bytes < DRAM_PAGE:
-        slab_free(c, off)
-    else:
-        pages_free(c, off, n_bytes // DRAM_PAGE)
-
-
-cdef void slab_repair(nv_ctx* c, uint32_t cpu_nr) noexcept nogil:
-    # The context acts as the dead owner of the slab lock: set the pending object's bit, then build
-    # the partial lists again from the descriptors.
-    cdef nv_cpu* cpu = cpu_at(c, cpu_nr)
-    cdef nv_slot* s = c.slot
-    cdef nv_page_desc* d
-    cdef uint64_t page
-    cdef int i
-    for i in range(SLAB_CLASSES):
-        cpu.partial[i] = 0
-    if (s.dpend_off and s.dpend_pages == 1
-            and page_desc(c, s.dpend_off // DRAM_PAGE).slab_class != SLAB_NONE):
-        dpend_done(c)
-    for page in range(c.hdr.pages.first, c.hdr.pages.end):
-        d = page_desc(c, page)
-        if d.slab_class == SLAB_NONE or d.cpu != cpu_nr:
-            continue
-        if s.dpend_off and s.dpend_pages == 0 and s.dpend_off // DRAM_PAGE == page:
-            d.bitmap |= <uint64_t>1 << ((s.dpend_off % DRAM_PAGE) // slab_bytes(d.slab_class))
-        d.in_list = 0
-        if not page_bitmap(c)[page >> 6] >> (page & 63) & 1:
-            d.slab_class = SLAB_NONE
-        elif d.bitmap != slab_full(d.slab_class):
-            d.next_partial = cpu.partial[d.slab_class]
-            d.in_list = 1
-            cpu.partial[d.slab_class] = <uint32_t>page
-
-
-cdef void pages_repair(nv_ctx* c) noexcept nogil:
-    cdef nv_slot* s = c.slot
-    if s.dpend_off and s.dpend_pages:
-        bits_set(page_bitmap(c), s.dpend_off // DRAM_PAGE, s.dpend_pages)
-    region_recount(c, &c.hdr.pages, page_bitmap(c))
-
-
-cdef void dpend_repair(nv_ctx* c) noexcept nogil:
-    # Called once the leaf locks are repaired: keep the pending object iff something refers to it.
-    cdef nv_slot* s = c.slot
-    cdef uint64_t off = s.dpend_off
-    cdef uint64_t word
-    if off == 0:
-        return
-    if s.dpend_link_off:
-        word = (<uint64_t*>(c.dram + s.dpend_link_off))[0]
-        if word & INDEX_OFF_MASK == off:
-            dpend_done(c)
-            return
-    s.dpend_off = 0
-    if s.dpend_pages:
-        pages_free(c, off, s.dpend_pages)
-    else:
-        slab_free(c, off)

@@ -198,7 +198,9 @@ cdef struct nv_slot:                 # IN DRAM. One thread of an attached proces
     uint32_t op
     uint32_t step
     uint32_t faulting                # 1 while a fault is being resolved; see stores.pxd
-    uint8_t line1[44]
+    uint32_t line1_pad
+    uint64_t keep_block              # a block that was freed and is taken again next, 0: none
+    uint8_t line1[32]
     # -- intent: what a repairer needs
     uint32_t nlocks
     uint32_t ntx
@@ -409,6 +411,9 @@ cdef struct nv_ctx:                  # PRIVATE. One thread's way into an arena
     int nowait                       # give NV_RETRY instead of waiting
     int in_repair                    # acting as a dead thread: locks of others are only freed
     int privileged                   # may use the reserve: the operation gives space back
+    int keeps                        # the thread's own, which keeps a freed block for its next one
+    uint32_t tid                     # whose it is, of those who had the slot
+    uint64_t start_time
     uint64_t epoch_id                # of the operation under way
     uint64_t gc_ino                  # an inode whose log wants collecting, 0 if none
     uint64_t timed_from              # when the operation under way began, 0 if it is not timed

@@ -3,6 +3,7 @@
 from libc.errno cimport EFAULT, EINVAL, ENOMEM, ENOSPC
 from libc.stdlib cimport calloc, free, realloc
 from posix.unistd cimport close
+from nova_mp.core.alloc cimport keep_drop
 from nova_mp.core.arch cimport (nv_futex_wait, nv_futex_wake, nv_load32, nv_load64,
                                 nv_monotonic_ns, nv_store32)
 from nova_mp.core.dram cimport MAP_PARTS, NV_FROZEN, ROLE_CLIENT
@@ -293,6 +294,7 @@ cdef void* thread_body(void* argument) noexcept nogil:
     cdef int nr = slot_take(f.a, ROLE_CLIENT, f.cpu, f.a.process_slot + 1, "faults")
     if nr >= 0:
         ctx_init(&c, f.a, nr)
+        c.keeps = 1
         nv_store32(&f.process.map_thread, c.id)
     nv_store32(&f.ready, 1 if nr >= 0 else 2)
     nv_futex_wake(&f.ready, 1)
@@ -303,6 +305,7 @@ cdef void* thread_body(void* argument) noexcept nogil:
     else:
         run_uffd(&c, f)
     spare_drop(&c)
+    keep_drop(&c)
     slot_give_back(&c, c.slot)
     return NULL
 

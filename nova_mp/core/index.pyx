@@ -3,7 +3,7 @@
 from libc.errno cimport ENOSPC
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
+from nova_mp.core.pages cimport dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport nv_store64
 from nova_mp.core.dram cimport dram_off
 from nova_mp.core.sync cimport seq_begin, seq_end

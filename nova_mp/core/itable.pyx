@@ -2,8 +2,9 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
-from nova_mp.core.alloc cimport (blocks_alloc_run, blocks_free, blocks_free_announced, dpend_done,
-                                 dram_alloc, pend_done, release_announce, release_fill)
+from nova_mp.core.alloc cimport (blocks_alloc_run, blocks_free, blocks_free_announced, pend_done,
+                                 release_announce, release_fill)
+from nova_mp.core.pages cimport dpend_done, dram_alloc
 from nova_mp.core.arch cimport (nv_check, nv_crc32c, nv_ctz64, nv_fence_release, nv_popcount64,
                                 nv_store64)
 from nova_mp.core.dram cimport CNT_STEALS, count, cpu_at, dram_off, nv_cpu, nv_slot, nv_table

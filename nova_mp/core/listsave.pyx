@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
-from nova_mp.core.alloc cimport blocks_alloc, dram_free, pend_done
+from nova_mp.core.alloc cimport blocks_alloc, pend_done
+from nova_mp.core.pages cimport dram_free
 from nova_mp.core.arch cimport nv_crc32c
 from nova_mp.core.dram cimport DRAM_PAGE, cpu_at, nv_list_head, nv_snapshot
 from nova_mp.core.layout cimport (BLOCK_BYTES, DATA_NR, LIST_ENTRIES, LOG_TAIL_OFF, MAGIC_LIST_PAGE,

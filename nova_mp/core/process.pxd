@@ -36,6 +36,7 @@ cdef class Process:
     cdef uint32_t cell_new(self, nv_ctx* c) except? 0xFFFFFFFF
     cdef void cell_free(self, uint32_t nr) except *
     cdef int again(self, nv_ctx* c, int64_t rc) except -1
+    cdef int make_space(self, nv_ctx* c) except -1
     cdef nv_map* map_record(self, nv_ctx* c, const nv_map* what) except NULL
     cdef void start_faults(self, bint signals) except *
     cdef void stop_faults(self) except *

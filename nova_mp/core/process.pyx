@@ -9,12 +9,14 @@ import weakref
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport ENOSPC
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strdup
 
 from nova_mp import errors
-from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
+from nova_mp.core.alloc cimport keep_drop
+from nova_mp.core.pages cimport dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport nv_store32, nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
 from nova_mp.core.boundary import DEBUG_BUILD, ROLES, WITHOUT
@@ -28,13 +30,16 @@ from nova_mp.core.layout cimport BLOCK_BYTES
 from nova_mp.core.namei cimport handle_close, handle_open
 from nova_mp.core.itable cimport inode_at
 from nova_mp.core.walk cimport nv_node
-from nova_mp.core.reclaim cimport gc_inode
+from nova_mp.core.reclaim cimport clean_backlog, clean_lists, gc_inode
 from nova_mp.core.repair cimport reap_slot, repair_slot
 from nova_mp.core.snaptable cimport snap_find
 from nova_mp.core.stores cimport map_find, map_page
 from nova_mp.core.sync cimport (RANK_SNAPSHOT, ctx_init, gate_wait, lock_drop, lock_take,
-                                slot_give_back, slot_take)
+                                slot_dead, slot_give_back, slot_take)
 from nova_mp.core.snaplist cimport spare_drop
+
+cdef enum:
+    CLEAN_STEP = 10000               # entries of deleted snapshots' lists, if there is no space
 
 _cores = weakref.WeakSet()
 _keys = itertools.count(1)
@@ -59,8 +64,6 @@ def _before_fork():
     _forking.acquire()
     for core in list(_cores):
         core._before_fork()
-
-
     _handover.extend(os.pipe() if any(core.mappings for core in _cores) else ())
 
 
@@ -232,6 +235,7 @@ cdef class Process:
         if c == NULL:
             raise MemoryError
         ctx_init(c, &self.arena, nr)
+        c.keeps = 1
         self.contexts[threading.get_ident()] = <size_t>c
         nv_tls_set(self.key, c)
 
@@ -265,6 +269,7 @@ cdef class Process:
         if c == NULL:
             raise MemoryError
         ctx_init(c, &self.arena, nr)
+        c.keeps = 1
         self.contexts[threading.get_ident()] = <size_t>c
         nv_tls_set(self.key, c)
         return c
@@ -327,7 +332,6 @@ cdef class Process:
         cdef nv_ctx* c = self.ctx()
         cdef nv_ctx* other
         cdef uint32_t i
-        cdef int rc
         self.drop_records(c)
         for i in range(self.n_pages * OPEN_CELLS):
             if self.cell(i)[0] & <uint64_t>CELL_SNAPSHOT:
@@ -336,17 +340,20 @@ cdef class Process:
                 self.cell_free(i)
         with nogil:
             spare_drop(c)
+            keep_drop(c)
         for value in self.contexts.values():
             other = <nv_ctx*><size_t>value
             if other == c:
                 continue
-            if other.slot.epoch_id == 0 and other.slot.nlocks == 0:
-                while other.slot.spare_head:
-                    i = 0
-                    c.slot.spare_head = other.slot.spare_head
-                    other.slot.spare_head = 0
-                    spare_drop(c)
-                slot_give_back(other, other.slot)
+            if other.slot.tid == other.tid and other.slot.start_time == other.start_time:
+                with nogil:
+                    if slot_dead(other.slot):
+                        # The thread has ended, and others may be at its slot, too.
+                        reap_slot(c, other.id - 1)
+                    elif other.slot.epoch_id == 0 and other.slot.nlocks == 0:
+                        spare_drop(other)
+                        keep_drop(other)
+                        slot_give_back(other, other.slot)
             free(other)
         i = self.n_pages
         while i > 0:
@@ -561,6 +568,8 @@ cdef class Process:
 
     cdef int again(self, nv_ctx* c, int64_t rc) except -1:
         """True if an operation has to be done again, now allowed to wait."""
+        if rc == -ENOSPC:
+            return self.make_space(c)
         if rc > NV_RETRY or rc < NV_FROZEN:
             return 0
         if rc == NV_FROZEN:
@@ -568,6 +577,17 @@ cdef class Process:
                 gate_wait(c, 100000000)
             PyErr_CheckSignals()
         return 1
+
+    cdef int make_space(self, nv_ctx* c) except -1:
+        """Does some of the cleaner's work, if there is any, for whoever found no space."""
+        cdef uint64_t waiting = clean_backlog(c)
+        cdef int64_t left
+        if waiting == 0:
+            return 0
+        with nogil:
+            left = clean_lists(c, CLEAN_STEP)
+        PyErr_CheckSignals()
+        return left >= 0 and <uint64_t>left < waiting
 
     cdef void collect(self, nv_ctx* c) noexcept:
         """The log that the last operation found too long is collected."""

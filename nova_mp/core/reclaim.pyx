@@ -3,8 +3,9 @@
 from libc.errno cimport ENOSPC
 from libc.string cimport memcmp, memcpy
 from libc.stdint cimport uint8_t, uint16_t
-from nova_mp.core.alloc cimport (blocks_free, blocks_free_announced, dram_free, pend_done,
-                                 release_announce, release_fill)
+from nova_mp.core.alloc cimport (blocks_free, blocks_free_announced, pend_done, release_announce,
+                                 release_fill)
+from nova_mp.core.pages cimport dram_free
 from nova_mp.core.arch cimport nv_fence_release, nv_load32, nv_monotonic_ns
 from nova_mp.core.dir cimport dentry_at, dir_lookup, dir_retarget
 from nova_mp.core.dram cimport (CNT_CLEANED, CNT_GC_FAST, CNT_GC_THOROUGH, DRAM_PAGE, INODE_DEAD,

@@ -2,8 +2,8 @@
 
 from libc.errno cimport EINVAL, ENOSPC
 from libc.string cimport memcpy, memset, strncpy
-from nova_mp.core.alloc cimport (block_bitmap, blocks_mark, dpend_done, page_bitmap, region_recount,
-                                 regions_init)
+from nova_mp.core.alloc cimport block_bitmap, blocks_mark, region_recount, regions_init
+from nova_mp.core.pages cimport dpend_done, page_bitmap
 from nova_mp.core.arch cimport nv_crc32c, nv_file_time_ns, nv_monotonic_ns, nv_store32
 from nova_mp.core.dram cimport (DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, GROW_PAGES, MAX_SLOTS,
                                 REBUILD_RESTORED, SLAB_CLASSES, SLOT_BYTES, STATE_MOUNTING, cpu_at,

@@ -1,8 +1,9 @@
 """Repair of dead threads' slots."""
 
 from libc.stdint cimport uint64_t
-from nova_mp.core.alloc cimport (dpend_repair, dram_free, page_bitmap, pages_repair, pend_done,
-                                 region_repair, release_announce, release_fill, slab_repair)
+from nova_mp.core.alloc cimport (keep_drop, keep_settle, pend_done, region_repair, release_announce,
+                                 release_fill)
+from nova_mp.core.pages cimport dpend_repair, dram_free, page_bitmap, pages_repair, slab_repair
 from nova_mp.core.arch cimport nv_fence_release, nv_load32, nv_store64
 from nova_mp.core.dir cimport build_finish, dir_recount
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, CNT_REPAIRS, DRAM_PAGE, INODE_DEAD, LOCK_OWNER,
@@ -288,6 +289,8 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
         d.in_repair = 1
         d.privileged = 1
         repair_leaves(&d)
+        if not leaves_only:
+            keep_settle(d.slot)
         if not leaves_only and (d.slot.nlocks or d.slot.epoch_id or d.slot.pend_len
                                 or d.slot.dpend_off):
             repair_operation(&d)
@@ -303,6 +306,9 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
             d.slot.undo_off = 0
             nv_store64(&d.slot.epoch_id, 0)
             count(c, CNT_REPAIRS, 1)
+        if not leaves_only and d.slot.keep_block | d.slot.rel_state:
+            finish_release(&d)       # it died between operations, giving the block back
+            keep_drop(&d)
     if not c.in_repair:
         repair_lock_drop(c)
     return 0
@@ -377,6 +383,8 @@ cdef int reap_slot(nv_ctx* c, uint32_t nr) noexcept nogil:
             rc = close_maps(c, s)
             if rc == 0:
                 rc = close_table(c, s)
+            if s.keep_block:
+                rc = NV_FROZEN       # whoever repairs it just now goes on
             while rc == 0 and s.spare_head:
                 page = s.spare_head
                 s.spare_head = list_tail(c, page).next_page_off

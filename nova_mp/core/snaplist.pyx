@@ -2,8 +2,8 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memset
-from nova_mp.core.alloc cimport (blocks_free_announced, dpend_done, dram_alloc, dram_free,
-                                 release_announce, release_fill)
+from nova_mp.core.alloc cimport blocks_free_announced, release_announce, release_fill
+from nova_mp.core.pages cimport dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport (nv_check, nv_fence_acquire, nv_fence_release, nv_load32,
                                 nv_load64)
 from nova_mp.core.dram cimport (CNT_LIST_APPENDS, DRAM_PAGE, OP_SNAPSHOT_DELETE, REBUILD_RESTORED,

@@ -3,7 +3,7 @@
 from libc.errno cimport EBUSY, EEXIST, ENAMETOOLONG, ENOENT, ENOSPC
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, memset
-from nova_mp.core.alloc cimport dpend_done, dram_free
+from nova_mp.core.pages cimport dpend_done, dram_free
 from nova_mp.core.arch cimport (nv_fence_release, nv_file_time_ns, nv_load64, nv_monotonic_ns,
                                 nv_xchg64)
 from nova_mp.core.dram cimport (OP_SNAPSHOT_CREATE, OP_SNAPSHOT_DELETE, cpu_at, dram_off, nv_chunk,

@@ -2,7 +2,7 @@
 
 from libc.errno cimport ENOSPC
 from libc.string cimport memcpy
-from nova_mp.core.alloc cimport dpend_done, dram_alloc, dram_free
+from nova_mp.core.pages cimport dpend_done, dram_alloc, dram_free
 from nova_mp.core.arch cimport (nv_fence_acquire, nv_fence_release, nv_load32, nv_load64, nv_pause,
                                 nv_store32, nv_store64)
 from nova_mp.core.dram cimport (DRAM_PAGE, LOCK_OWNER, dram_off, nv_snap_ref, slot_at)

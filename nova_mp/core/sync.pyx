@@ -269,3 +269,5 @@ cdef void ctx_init(nv_ctx* c, nv_arena* a, uint32_t slot_nr) noexcept nogil:
     c.slot = slot_at(c, slot_nr)
     c.id = slot_nr + 1
     c.cpu = c.slot.cpu
+    c.tid = c.slot.tid
+    c.start_time = c.slot.start_time

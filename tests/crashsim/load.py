@@ -8,20 +8,25 @@ the one that was under way. How many returned is counted in memory that outlives
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import random
+import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 NAMES = 7
+WORD = 8
+STORES = 1000
 
 File = tuple[bytes, tuple[tuple[str, bytes], ...]]
 Model = dict[str, File]
 Op = tuple[Any, ...]
 WEIGHTS = {
     "create": 3, "write": 6, "append": 3, "truncate": 3, "unlink": 2, "rename": 3, "xattr": 2,
-    "symlink": 1, "share": 2, "litter": 1, "hold": 1,
+    "symlink": 1, "share": 2, "litter": 1, "hold": 1, "mapped": 4,
 }  # fmt: skip
 KINDS = list(WEIGHTS)
 LINK = b"<link>"
@@ -60,6 +65,10 @@ def choose(rng: random.Random, number: int, model: Model, alone: bool = False) -
     if kind == "truncate":
         return ("truncate", path, rng.choice((0, 1, 4096, 5000, 20_000, 60_000)))
     size = rng.choice((1, 100, 4096, 5000, 30_000))
+    words = len(model[path][0]) // WORD
+    if kind == "mapped" and words:
+        what = rng.choice(("store", "store", "write", "truncate"))
+        return ("mapped", path, what, rng.randrange(words) * WORD, rng.randbytes(WORD))
     if kind == "append":
         return ("append", path, rng.randbytes(size))
     return ("write", path, rng.randrange(50_000), rng.randbytes(size))
@@ -83,9 +92,12 @@ def expect(model: Model, op: Op) -> Model:
     elif kind == "truncate":
         data, attributes = new[path]
         new[path] = (data[: op[2]].ljust(op[2], b"\0"), attributes)
-    elif kind in ("write", "append"):
+    elif kind == "mapped" and op[2] == "truncate":
         data, attributes = new[path]
-        at = op[2] if kind == "write" else len(data)
+        new[path] = (data[: op[3]], attributes)
+    elif kind in ("write", "append", "mapped"):
+        data, attributes = new[path]
+        at = len(data) if kind == "append" else op[-2]
         data = data.ljust(at, b"\0")
         new[path] = (data[:at] + op[-1] + data[at + len(op[-1]) :], attributes)
     return new
@@ -111,6 +123,8 @@ def perform(fs: Any, op: Op) -> None:
             _litter(fs, path, op[2])
         elif kind == "share":
             _share(fs, *op[1:])
+        elif kind == "mapped":
+            _map(fs, *op[1:])
         elif kind == "hold":
             with fs.os_open(path, os.O_RDWR) as file:
                 fs.unlink(path)
@@ -125,6 +139,28 @@ def perform(fs: Any, op: Op) -> None:
     except (FileExistsError, FileNotFoundError):
         if kind not in ("create", "symlink", "share", "litter"):
             raise
+
+
+def _map(fs: Any, path: str, what: str, at: int, word: bytes) -> None:
+    """A store into a mapped file, of one word, which no death divides; or a change beside it.
+
+    The word is stored often: between two of the stores a snapshot may be taken, and only the first
+    one changes the file. Where files cannot be mapped it is written.
+    """
+    with fs.os_open(path, os.O_RDWR) as file:
+        try:
+            mapping = file.mmap()
+        except io.UnsupportedOperation:
+            mapping, what = nullcontext(), what if what == "truncate" else "write"
+        with mapping:
+            if what == "truncate":
+                file.truncate(at)
+            elif what == "write":
+                file.pwrite(word, at)
+            else:
+                with memoryview(mapping) as view, view[at : at + WORD].cast("Q") as words:
+                    for _ in range(STORES):
+                        words[0] = int.from_bytes(word, sys.byteorder)
 
 
 def _share(fs: Any, what: str, one: int, other: int) -> None:

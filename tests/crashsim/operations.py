@@ -124,7 +124,7 @@ class Operation:
 
     `setup` runs long before, `ready` in the process that will die; what it gives goes to `act`.
     `touches` are files that survivors change afterwards, besides directories. `threads` says that
-    the process has others than the one that acts.
+    the process has others than the one that acts, `leaves` that it is detached afterwards.
     """
 
     act: Callable[[Any, Any], Any]
@@ -133,6 +133,14 @@ class Operation:
     touches: tuple[str, ...] = ("/file",)
     size: int = 2 * MIB
     threads: bool = False
+    leaves: bool = False
+
+
+def page_kept(fs: Any) -> Any:
+    """A block is kept for the next allocation: that of a page that was overwritten."""
+    file = fs.os_open("/file", os.O_RDWR)
+    file.pwrite(b"v" * PAGE, 0)
+    return file
 
 
 def mapping(path: str = "/file", cut: int | None = None) -> Callable[[Any], Any]:
@@ -190,6 +198,8 @@ def oldest(fs: Any) -> int:
 
 OPERATIONS: dict[str, Operation] = {
     "overwrite": Operation(lambda fs, f: f.pwrite(b"w" * 9000, 1000), ready=opened("/file")),
+    "overwrite a page": Operation(lambda fs, f: f.pwrite(b"w" * PAGE, PAGE), ready=page_kept),
+    "leave": Operation(lambda fs, _: fs.close(), ready=page_kept, leaves=True),
     "extend": Operation(lambda fs, f: f.pwrite(b"w" * 5000, 200_000), ready=opened("/file")),
     "append to a full log": Operation(
         lambda fs, f: f.pwrite(b"w" * 5000, 3000), full_log, opened("/long"), ("/long",)
@@ -290,6 +300,8 @@ def outcomes(name: str) -> tuple[dict[Any, Any], dict[Any, Any]]:
         handle = operation.ready(fs)
         before = shapes(fs)
         made = operation.act(fs, handle)
+        if operation.leaves:
+            return before, before
         for file in (handle, made):
             if hasattr(file, "close"):
                 file.close()

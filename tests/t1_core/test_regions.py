@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 from crashsim.arena import MIB, arena
@@ -35,7 +36,8 @@ def test_no_two_share_a_word_of_the_bitmap(size: int, cpus: int) -> None:
 
 def overwrites(arena: SharedArena, cpu: int) -> None:
     fs = arena.attach(cpu=cpu)
-    data = os.urandom(BLOCK_BYTES)
+    # Two blocks at a time: one alone would be kept, and never come back to its region.
+    data = os.urandom(2 * BLOCK_BYTES)
     with fs.os_open(f"/{cpu}", os.O_RDWR) as file:
         for turn in range(TURNS):
             file.pwrite(data, turn % 16 * BLOCK_BYTES)
@@ -55,3 +57,63 @@ def test_neighbours_do_not_lose_each_others_bits() -> None:
         settle(fs)
         audit(fs, shared)
     shared.close()
+
+
+def test_what_threads_keep_is_free() -> None:
+    """A thread keeps the block that it freed last; it counts as free, and goes back with it."""
+    shared = SharedArena()
+    with shared.attach() as fs:
+        for number in range(4):
+            with fs.os_open(f"/{number}", os.O_CREAT | os.O_RDWR) as file:
+                file.pwrite(b"a" * BLOCK_BYTES, 0)
+        free = fs.stats()["blocks"]["free"]
+        done, leave = threading.Barrier(5), threading.Event()
+
+        def overwrite(number: int) -> None:
+            with fs.os_open(f"/{number}", os.O_RDWR) as file:
+                for _ in range(10):
+                    file.pwrite(b"b" * BLOCK_BYTES, 0)
+            done.wait()
+            if number % 2:
+                leave.wait()
+
+        threads = [threading.Thread(target=overwrite, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        done.wait()
+        for thread in threads[::2]:
+            thread.join()
+        # Two have ended, two live.
+        assert fs.stats()["blocks"]["free"] == free == fs.statvfs("/").f_bfree
+        assert len(fs.reap()) == 2
+        assert fs.stats()["blocks"]["free"] == free
+        leave.set()
+        for thread in threads[1::2]:
+            thread.join()
+    with shared.attach() as fs:
+        assert fs.reap() == []
+        assert len(fs.slots()) == 1
+        assert fs.stats()["blocks"]["free"] == free
+        audit(fs, shared)
+    shared.close()
+
+
+def test_space_of_deleted_snapshots_is_there_without_a_cleaner() -> None:
+    """Who finds no space does what the cleaner has not come to yet."""
+    with arena(8 * MIB) as a:
+        fs = a.fs
+        file = fs.os_open("/file", os.O_CREAT | os.O_RDWR)
+        file.pwrite(bytes(5 * MIB), 0)
+        made = fs.snapshot_create(None)
+        with pytest.raises(OSError, match="No space"):
+            for at in range(0, 5 * MIB, BLOCK_BYTES):
+                file.pwrite(b"n" * BLOCK_BYTES, at)
+        fs.snapshot_delete(made)
+        assert fs.stats()["snapshots"]["backlog"] > 0
+        for at in range(0, 5 * MIB, BLOCK_BYTES):
+            file.pwrite(b"N" * BLOCK_BYTES, at)
+        file.close()
+        a.settle()
+        blocks = fs.stats()["blocks"]
+        assert blocks["held"] == 0
+        assert blocks["free"] + blocks["live"] + blocks["head"] == blocks["total"]

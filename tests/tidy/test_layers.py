@@ -24,6 +24,7 @@ CORE_LEVELS = [
     {"pmem"},
     {"sync"},
     {"alloc"},
+    {"pages"},
     {"log"},
     {"snaptable", "journal", "index", "dir", "stores"},
     {"snaplist"},
