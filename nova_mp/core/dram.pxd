@@ -18,7 +18,7 @@ from nova_mp.core.arch cimport nv_monotonic_ns
 
 cdef enum:
     DRAM_MAGIC = 0x4D415244          # "DRAM"
-    DRAM_VERSION = 1
+    DRAM_VERSION = 2
     DRAM_PAGE = 4096
     MAX_SLOTS = 1024                 # threads of processes attached at the same time
     SLOT_BYTES = 1024
