@@ -103,7 +103,9 @@ class History:
         for epoch_id in chosen:
             self.fs.snapshot_delete(epoch_id)
         self.arena.settle()
-        assert (self.arena.free() - before) * BLOCK_BYTES == together, chosen
+        freed = (self.arena.free() - before) * BLOCK_BYTES
+        # After the last snapshot the logs are collected, of what it alone pinned in them.
+        assert freed == together or (freed > together and not self.ids()), (chosen, freed, together)
         self.deleted += len(chosen)
 
 
