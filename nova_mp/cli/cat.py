@@ -44,7 +44,10 @@ def _print(file: Any) -> None:
     sys.stdout.flush()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     while count := file.readinto(buffer):
-        sys.stdout.buffer.write(buffer[:count])
+        data = buffer[:count]
+        while len(data):
+            # All of it at once, unless Python runs unbuffered.
+            data = data[sys.stdout.buffer.write(data) :]
     sys.stdout.buffer.flush()
 
 

@@ -88,10 +88,12 @@ def _copy_stdin(copier: Copier, target: Operand, in_directory: bool) -> None:
         raise Refused("standard input has no name", "name the file to be written, not a directory")
     stdin: Any = sys.stdin.buffer
     buffer = memoryview(bytearray(CHUNK_BYTES))
+    written = 0
     with place_of(copier.arenas, target).writing(target.path) as file:
         while count := stdin.readinto(buffer):
-            write_all(file, buffer[:count], copier.totals.bytes)
-            copier.totals.bytes += count
+            write_all(file, buffer[:count], written)
+            written += count
+    copier.totals.bytes += written
     copier.totals.files += 1
 
 

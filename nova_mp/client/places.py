@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from nova_mp.client.entries import join, os_error
@@ -77,7 +77,8 @@ class Machine:
         try:
             yield _MachineFile(number)
         except BaseException:
-            os.unlink(path)
+            with suppress(OSError):
+                os.unlink(path)
             raise
         finally:
             os.close(number)
@@ -159,7 +160,8 @@ class InArena:
             try:
                 yield file
             except BaseException:
-                self._fs.unlink(path)
+                with suppress(OSError):
+                    self._fs.unlink(path)
                 raise
 
 

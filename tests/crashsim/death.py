@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -123,6 +124,16 @@ def wait(pid: int, seconds: float = 30.0) -> int:
     finally:
         os.close(fd)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def ended(*threads: threading.Thread, seconds: float = 30.0) -> None:
+    """Wait until the kernel has seen the last of `threads`: a moment after they can be joined."""
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(seconds)
+        while os.path.exists(f"/proc/self/task/{thread.native_id}"):
+            assert time.monotonic() < until, f"{thread} has not ended"
+            os.sched_yield()
 
 
 def settle(fs: Any) -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from crashsim.arena import MIB, arena
-from crashsim.death import SharedArena, audit, fork, settle, wait
+from crashsim.death import SharedArena, audit, ended, fork, settle, wait
 
 from nova_mp.tools.image import BLOCK_BYTES
 
@@ -81,20 +81,45 @@ def test_what_threads_keep_is_free() -> None:
         for thread in threads:
             thread.start()
         done.wait()
-        for thread in threads[::2]:
-            thread.join()
+        ended(*threads[::2])
         # Two have ended, two live.
         assert fs.stats()["blocks"]["free"] == free == fs.statvfs("/").f_bfree
         assert len(fs.reap()) == 2
         assert fs.stats()["blocks"]["free"] == free
         leave.set()
-        for thread in threads[1::2]:
-            thread.join()
+        ended(*threads[1::2])
     with shared.attach() as fs:
         assert fs.reap() == []
         assert len(fs.slots()) == 1
         assert fs.stats()["blocks"]["free"] == free
         audit(fs, shared)
+    shared.close()
+
+
+def test_slots_of_ended_threads_are_others_later() -> None:
+    """Whoever closes a file system leaves alone a slot that its thread had, and another has now."""
+    shared = SharedArena()
+    with shared.attach() as other:
+        fs = shared.attach()
+        thread = threading.Thread(target=fs.stat, args=("/",))
+        thread.start()
+        ended(thread)
+        assert len(other.reap()) == 1
+        begun, leave = threading.Event(), threading.Event()
+
+        def work() -> None:
+            other.stat("/")
+            begun.set()
+            leave.wait()
+
+        taker = threading.Thread(target=work)
+        taker.start()
+        begun.wait()
+        before = len(other.slots())
+        fs.close()
+        assert len(other.slots()) == before - 1, "its own slot, and no other"
+        leave.set()
+        ended(taker)
     shared.close()
 
 
