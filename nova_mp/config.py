@@ -13,10 +13,11 @@ import os
 import re
 import stat
 import tempfile
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from nova_mp.core.segment import check_name, read_json, write_json
+from nova_mp.core.segment import check_name, is_locked, pmem_path, read_json, write_json
 from nova_mp.errors import NovaError
 
 CPUS_MAX = 128
@@ -27,6 +28,11 @@ MEDIA = ("dram", "pmem", "real")
 
 IPC_PATH_BYTES_MAX = 107
 """A Unix socket's path must fit `sockaddr_un.sun_path` (108 bytes with its final NUL)."""
+
+ELSEWHERE_REMEDY = "set NOVA_MP_RUNTIME_DIR, or XDG_RUNTIME_DIR, as where the engine was started"
+
+SETTLE_S = 0.5
+"""A killed supervisor loses its locks one after the other, in less than this."""
 
 LOG_BYTES_MAX = 8 << 20
 """An engine log larger than this is put aside as `engine.log.1` when the engine starts."""
@@ -42,6 +48,8 @@ def parse_size(size: int | str) -> int:
     """
     if isinstance(size, bool):
         raise ValueError(f"bad size {size!r}")
+    if not isinstance(size, int | str):
+        raise TypeError(f"a size is an int or a str, not {type(size).__name__}")
     if isinstance(size, int):
         if size <= 0:
             raise ValueError(f"bad size {size}: it must be positive")
@@ -150,6 +158,21 @@ def tcp_endpoints(tcp: str, cpus: int) -> Endpoints:
     host, port = match[1], int(match[2])
     urls = [f"tcp://{host}:{port + step}" for step in range(2 + cpus)]
     return Endpoints(urls[0], urls[1], tuple(urls[2:]))
+
+
+def lock_path(name: str) -> Path:
+    """The file that the supervisor of arena `name` holds locked, in the runtime folder."""
+    return runtime_path(name) / "engine.lock"
+
+
+def engine_elsewhere(name: str) -> bool:
+    """Whether arena `name` has an engine whose runtime folder is not this process's."""
+    until = time.monotonic() + SETTLE_S
+    while is_locked(pmem_path(name)) and not is_locked(lock_path(name)):
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 # ------------------------------------------------------------------------------ engine record

@@ -18,6 +18,7 @@ from nova_mp.protocol import messages as m
 from nova_mp.version import __version__
 
 from . import process
+from .busypoll import BusyPoll
 from .gate import Gate
 
 TURN_REQUESTS = 64
@@ -64,12 +65,17 @@ class WorkerProcess:
         # A client that reconnects keeps its routing id, and so its session.
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._router.setsockopt(zmq.MAXMSGSIZE, codec.PAYLOAD_BYTES_MAX)
+        self._busy_poll = BusyPoll(self._waiting, len(os.sched_getaffinity(0)))
         self._poller = zmq.Poller()
         self._gate = Gate(self._context, child, self._poller)
         self._gate.bind(self._router, "worker")
         for source in (self._router, child.control.fileno(), child.signals.fileno()):
             self._poller.register(source, zmq.POLLIN)
         self._watch = process.ProcessWatch(self._poller)
+        # Now that ZeroMQ has its threads, which run where there is room.
+        core = process.pin(child)
+        if core is not None:
+            child.log.info("pinned", core=core)
 
     def run(self) -> None:
         """Serve until the supervisor says quit, then answer what has arrived."""
@@ -82,6 +88,7 @@ class WorkerProcess:
             now = time.monotonic()
             for source, _ in ready:
                 if source is self._router:
+                    self._busy_poll.woken()
                     self._receive(now)
                 elif source is self._gate.socket:
                     self._gate.answer()
@@ -106,8 +113,11 @@ class WorkerProcess:
                 return
             left -= self._serve(peer, frames, now)
             # Asking costs less than the exception that an empty socket would raise.
-            if not int(self._router.get(_EVENTS)) & _POLLIN:
+            if not self._busy_poll.look():
                 return
+
+    def _waiting(self) -> bool:
+        return bool(int(self._router.get(_EVENTS)) & _POLLIN)
 
     def _take(self) -> tuple[bytes, list[codec.Buffer]]:
         """One message from the socket: who sent it, and its frames; zmq.Again if there is none."""

@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import socket
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import FrameType
@@ -223,6 +224,20 @@ def run_child(order: Order, control: socket.socket, body: Callable[[Child], None
         return 1
     log.info("left")
     return 0
+
+
+def pin(child: Child) -> int | None:
+    """Keep the calling thread on a core of its own, if there are enough; gives back which.
+
+    Enough are twice as many as the arena has CPUs: clients need some, too. Arenas begin at cores of
+    their own choice, so that the workers of several do not meet on the first ones.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2 * child.cpus:
+        return None
+    core = cores[(zlib.crc32(child.name.encode()) + child.cpu) % len(cores)]
+    os.sched_setaffinity(0, {core})
+    return core
 
 
 def quit_asked(child: Child) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -27,6 +26,7 @@ from nova_mp.cluster import supervisor as s
 from nova_mp.cluster import vocabulary as v
 from nova_mp.cluster.log import EngineLog
 from nova_mp.cluster.residence import Residence
+from nova_mp.core import segment
 from nova_mp.errors import EngineFailed, EngineRunning, NovaError
 from nova_mp.protocol import codec, identity
 from nova_mp.protocol import messages as m
@@ -39,28 +39,57 @@ BODIES = {"coordinator": coordinator.main, "fs_worker": fs_worker.main, "cleaner
 
 
 class Lock:
-    """The lock file of an arena, held from construction to release, or death."""
+    """The locks of an arena, held from construction to release, or death.
+
+    One is on a file in the runtime folder, one on the memory, for those whose folder is another.
+    """
 
     def __init__(self, name: str) -> None:
-        self._path = config.runtime_path(name) / "engine.lock"
+        self._path = config.lock_path(name)
+        self._fd = self._lock_file(name)
+        try:
+            self._memory = self._lock_memory(name)
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            raise
+
+    def _lock_file(self, name: str) -> int:
         while True:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._fd)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if not segment.try_lock(fd):
+                os.close(fd)
                 raise EngineRunning(
                     f"the engine of arena '{name}' runs already",
                     f"use it, or stop it with: nova-mp stop {name}",
-                ) from None
+                )
             # Its last holder may have removed the file between our open and our lock.
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(self._path).st_ino == os.fstat(self._fd).st_ino:
-                    return
-            os.close(self._fd)
+                if os.stat(self._path).st_ino == os.fstat(fd).st_ino:
+                    return fd
+            os.close(fd)
+
+    @staticmethod
+    def _lock_memory(name: str) -> int:
+        try:
+            fd = os.open(segment.pmem_path(name), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise segment.missing_arena(name) from None
+        until = time.monotonic() + config.SETTLE_S
+        while not segment.try_lock(fd):
+            if time.monotonic() > until:
+                os.close(fd)
+                raise EngineRunning(
+                    f"the engine of arena '{name}' runs already, with another runtime folder than"
+                    f" {config.runtime_root()}",
+                    config.ELSEWHERE_REMEDY,
+                )
+            time.sleep(0.01)
+        return fd
 
     def release(self) -> None:
-        """Remove the file and let go of it."""
+        """Let go of both, and remove the file."""
+        os.close(self._memory)
         self._path.unlink(missing_ok=True)
         os.close(self._fd)
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from nova_mp.client.base import FileSystem, Path, ReadOnlyMixin
 from nova_mp.client.snapshots import Rows, Snapshot, Snapshots
+from nova_mp.client.text import TextFile
 from nova_mp.core.fs import Core
 from nova_mp.core.segment import Segment, attach_dram, attach_pmem
 from nova_mp.errors import EngineNotRunning
@@ -23,6 +24,8 @@ class AttachedFileSystem(Core, FileSystem):
 
     Core comes first, so that its native methods are the primitives; FileSystem adds the rest.
     """
+
+    text_type = TextFile
 
     name: str = ""
     _segments: tuple[Segment, ...] = ()
@@ -66,6 +69,8 @@ class AttachedFileSystem(Core, FileSystem):
     @property
     def control(self) -> Any:
         """The client of the coordinator; another one after a fork."""
+        if self.closed:
+            raise ValueError("operation on a closed file system")
         if self._control is None or self._control_pid != os.getpid():
             if self._make_control is None:
                 raise EngineNotRunning(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -183,15 +184,17 @@ class FileSystem(ABC):
         """Hold the file system frozen for a block; it thaws by itself after `timeout` seconds, and
         when the process that holds it dies."""
         self.freeze(timeout)
+        ends = time.monotonic() + timeout
         try:
             yield self
         finally:
-            try:
-                self.unfreeze()
-            except OSError as error:
-                # The timeout was faster than the block, and did what was asked for here.
-                if error.errno != errno.EINVAL:
-                    raise
+            # The timeout may have been faster than the block; another's freeze is to stay then.
+            if timeout <= 0 or time.monotonic() < ends:
+                try:
+                    self.unfreeze()
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
 
     # ---- snapshots --------------------------------------------------------------------------
 
@@ -316,7 +319,7 @@ class FileSystem(ABC):
                 if onerror is not None:
                     onerror(error)
                 continue
-            dirs = [entry.name for entry in entries if entry.is_dir()]
+            dirs = [entry.name for entry in entries if _leads_to_dir(entry)]
             links = {entry.name for entry in entries if entry.is_symlink()}
             known = set(dirs)
             files = [entry.name for entry in entries if entry.name not in known]
@@ -503,6 +506,14 @@ class ReadOnlyMixin:
 
     def unfreeze(self) -> None:
         raise read_only("/")
+
+
+def _leads_to_dir(entry: DirEntry[Any]) -> bool:
+    """Whether it is a directory, or a link to one; a link that cannot be followed is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _parent(path: Path) -> Any:

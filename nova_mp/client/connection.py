@@ -20,7 +20,7 @@ from typing import Any
 
 from nova_mp.client.channel import Channel, Forks, Payload, result_of
 from nova_mp.client.keys import Keys
-from nova_mp.protocol import fileops, identity
+from nova_mp.protocol import identity
 from nova_mp.protocol.messages import Hello, HelloReply
 from nova_mp.version import __version__
 
@@ -45,7 +45,7 @@ class Connection:
         self._forks = Forks.count
         # Both ends of these queues are atomic: there is no lock that a fork could find held.
         self._idle: deque[Channel] = deque()
-        self._forgotten: deque[int] = deque()
+        self._forgotten: deque[Any] = deque()
         self._closed = False
         self._ended = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -67,16 +67,21 @@ class Connection:
         try:
             while self._forgotten:
                 channel.wait_for_room(0, self.deadline())
-                channel.send(fileops.Close(self._forgotten.popleft()))
+                channel.send(self._forgotten.popleft())
             exchange = channel.send(message, payload, expect_bytes)
             channel.wait(exchange, self.deadline())
         finally:
             self.give_back(channel)
         return result_of(exchange)
 
-    def forget(self, handle: int) -> None:
-        """Close a file at the worker along with the next request."""
-        self._forgotten.append(handle)
+    def forget(self, message: Any) -> None:
+        """Send this, which closes something at the worker, along with the next request."""
+        self._forgotten.append(message)
+
+    @property
+    def closed(self) -> bool:
+        """True once closed."""
+        return self._closed
 
     def borrow(self) -> Channel:
         """A channel for the caller alone, to be given back."""

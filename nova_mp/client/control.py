@@ -32,6 +32,9 @@ from nova_mp.version import __version__
 TIMEOUT_S = 30.0
 """How long a request may take unless the caller says otherwise."""
 
+SECONDS_MAX = 1e6
+"""Longest time limit of a freeze: eleven days."""
+
 RESEND_S = 2.0
 """A request without a reply is sent again: the coordinator may have been restarted."""
 
@@ -175,6 +178,7 @@ class ControlClient:
         itself after `lease` seconds (default: as `timeout`; 0: never), and, with `hold`, when this
         process dies. Raises Frozen when it is frozen already.
         """
+        timeout = seconds(timeout)
         lease = timeout if lease is None else lease
         host, pid = (identity.host(), os.getpid()) if hold else ("", 0)
         freeze = m.Freeze(timeout, lease, host, pid)
@@ -320,8 +324,22 @@ class ControlClient:
         self.close()
 
 
+def seconds(timeout: float) -> float:
+    """A time limit as it may travel; TypeError or ValueError for what is none."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"a timeout is a number of seconds, not {type(timeout).__name__}")
+    if not 0 <= timeout <= SECONDS_MAX:
+        raise ValueError(f"a timeout is of 0 to {SECONDS_MAX:.0f} seconds, not {timeout}")
+    return float(timeout)
+
+
 def not_running(name: str) -> EngineNotRunning:
-    """The error for an arena whose engine does not run."""
+    """The error for an arena whose engine does not run, or not where we look for it."""
+    if "://" not in name and config.engine_elsewhere(name):
+        return EngineNotRunning(
+            f"the engine of arena '{name}' is not in {config.runtime_root()}",
+            config.ELSEWHERE_REMEDY,
+        )
     return EngineNotRunning(
         f"the engine of arena '{name}' is not running", f"start it with: nova-mp start {name}"
     )

@@ -49,6 +49,8 @@ def connect(
     if the keys do not fit, NovaError without keys, and ValueError for a CPU that the arena does not
     have.
     """
+    if not isinstance(name_or_address, str):
+        raise TypeError(f"an arena's name is a str, not {type(name_or_address).__name__}")
     limit = TIMEOUT_S if timeout is None else timeout
     pair = load_client(keys) if name_or_address.startswith("tcp://") else None
     control = ControlClient(name_or_address, limit, keys=pair)

@@ -21,6 +21,7 @@ from nova_mp.client.pipeline import Pipeline
 from nova_mp.client.remote_file import TEXT_CHUNK_BYTES, RemoteFile
 from nova_mp.client.remote_pipeline import RemotePipeline
 from nova_mp.client.snapshots import Rows, Snapshot, Snapshots
+from nova_mp.client.text import TextFile
 from nova_mp.errors import EngineNotRunning
 from nova_mp.protocol import fileops as ops
 
@@ -71,7 +72,7 @@ class RemoteOperations(FileSystem):
 
     def close_later(self, handle: int) -> None:
         """For finalizers of files: close one with the next request."""
-        self._connection.forget(handle)
+        self._connection.forget(ops.Close(handle))
 
     def request(self, operation: str, *args: Any, **kwargs: Any) -> requests.Request:
         """The request of one of the operations by path, for a pipeline."""
@@ -105,7 +106,7 @@ class RemoteOperations(FileSystem):
         file = self._open(path, parsed.flags, 0o666, parsed.binary_mode)
         if not parsed.text:
             return file
-        text = io.TextIOWrapper(file, encoding, errors, newline, line_buffering=buffering == 1)
+        text = TextFile(file, encoding, errors, newline, line_buffering=buffering == 1)
         text._CHUNK_SIZE = TEXT_CHUNK_BYTES  # type: ignore[attr-defined]
         text.mode = mode  # type: ignore[misc]
         return text
@@ -267,6 +268,8 @@ class RemoteFileSystem(RemoteOperations):
     @property
     def control(self) -> Any:
         """The client of the coordinator."""
+        if self._connection.closed:
+            raise ValueError("operation on a closed file system")
         if self._control is None:
             raise EngineNotRunning(
                 "this file system was connected to a worker alone",
@@ -280,8 +283,10 @@ class RemoteFileSystem(RemoteOperations):
 
     def stats(self) -> dict[str, Any]:
         counters: dict[str, Any] = self.run(
-            requests.Request(ops.Stats(), lambda reply, payload: reply.stats)
+            requests.Request(ops.Stats(), lambda reply, payload: dict(reply.stats))
         )
+        # Lists arrive as tuples.
+        counters["cpus"] = list(counters["cpus"])
         return counters
 
     def freeze(self, timeout: float = 5.0) -> None:
@@ -342,6 +347,13 @@ class RemoteSnapshotView(ReadOnlyMixin, RemoteOperations):
             requests.Request(ops.OpenView(snapshot.epoch_id), lambda reply, payload: reply.view)
         )
         self._closed = False
+        self._pid = os.getpid()
+
+    def run(self, request: requests.Request) -> Any:
+        """See RemoteOperations.run."""
+        if self._closed:
+            raise ValueError("operation on a closed snapshot")
+        return super().run(request)
 
     @property
     def snapshots(self) -> Snapshots:
@@ -354,11 +366,19 @@ class RemoteSnapshotView(ReadOnlyMixin, RemoteOperations):
         if self._closed:
             return
         self._closed = True
+        # A forked child has a copy of this object, but the view is its parent's.
+        if self._pid != os.getpid() or self._connection.closed:
+            return
         try:
-            self.run(requests.simple(ops.CloseView(self._view)))
+            super().run(requests.simple(ops.CloseView(self._view)))
         except EngineNotRunning:
             # With the worker went the view.
             return
+
+    def __del__(self) -> None:
+        # A finalizer may run in the middle of anything; the view is closed with the next request.
+        if not getattr(self, "_closed", True) and self._pid == os.getpid():
+            self._connection.forget(ops.CloseView(self._view))
 
     def __repr__(self) -> str:
         return f"<RemoteSnapshotView {self.snapshot.epoch_id} of {self._fs!r}>"

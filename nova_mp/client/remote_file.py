@@ -10,7 +10,9 @@ and pwrite need none.
 
 from __future__ import annotations
 
+import errno
 import io
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nova_mp.client.remote import RemoteOperations
 
 READ_AHEAD_BYTES = 64 << 10
+MAX_BYTES = (1 << 63) - 1
 # Large enough that TextIOWrapper, which reads in pieces, does not wait for the worker often.
 TEXT_CHUNK_BYTES = 256 << 10
 
@@ -85,10 +88,15 @@ class RemoteFile(io.BufferedIOBase):
         Reads of more than 64 MiB are several, each a consistent look at the file.
         """
         handle = self._check_readable()
+        n, offset = operator.index(n), operator.index(offset)
         if n < 0 or offset < 0:
-            raise os_error(22)
+            raise os_error(errno.EINVAL, self.name)
         if n <= ops.TRANSFER_BYTES_MAX:
-            return self._fs.read_handle(handle, n, offset)
+            try:
+                return self._fs.read_handle(handle, n, offset)
+            except OSError as error:
+                error.filename = self.name
+                raise
         pieces = []
         while n > 0:
             wanted = min(n, ops.TRANSFER_BYTES_MAX)
@@ -103,8 +111,9 @@ class RemoteFile(io.BufferedIOBase):
     def preadinto(self, buffer: Any, offset: int) -> int:
         """Fill a writable buffer from `offset`; bytes read, fewer only at the end of the file."""
         handle = self._check_readable()
+        offset = operator.index(offset)
         if offset < 0:
-            raise os_error(22)
+            raise os_error(errno.EINVAL, self.name)
         view = memoryview(buffer).cast("B")
         if view.readonly:
             raise TypeError("a writable buffer is needed")
@@ -123,8 +132,9 @@ class RemoteFile(io.BufferedIOBase):
         Atomic up to 64 MiB; larger writes are several of that size.
         """
         handle = self._check_writable()
+        offset = operator.index(offset)
         if offset < 0:
-            raise os_error(22)
+            raise os_error(errno.EINVAL, self.name)
         view = requests.byte_view(data)
         self._ahead = b""
         if len(view) <= ops.TRANSFER_BYTES_MAX:
@@ -228,6 +238,9 @@ class RemoteFile(io.BufferedIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position; the new one. Positions beyond the end are fine."""
         self._check_open()
+        offset = operator.index(offset)
+        if not -MAX_BYTES - 1 <= offset <= MAX_BYTES:
+            raise OverflowError("Python int too large to convert to C long")
         with self._guard():
             if whence == os.SEEK_SET:
                 target = offset
@@ -237,8 +250,8 @@ class RemoteFile(io.BufferedIOBase):
                 target = self._size() + offset
             else:
                 raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-            if target < 0:
-                raise os_error(22)
+            if not 0 <= target <= MAX_BYTES:
+                raise os_error(errno.EINVAL, self.name)
             self._position = target
             self._ahead = b""
             return target
@@ -253,9 +266,9 @@ class RemoteFile(io.BufferedIOBase):
     def truncate(self, size: int | None = None, /) -> int:
         """Set the size of the file, to the position without a size; the position stays."""
         handle = self._check_writable()
-        size = self._position if size is None else size
+        size = self._position if size is None else operator.index(size)
         if size < 0:
-            raise os_error(22)
+            raise os_error(errno.EINVAL, self.name)
         self._ahead = b""
         self._run(requests.simple(ops.TruncateFile(handle, size)))
         return size
@@ -263,6 +276,7 @@ class RemoteFile(io.BufferedIOBase):
     def fallocate(self, offset: int, length: int) -> None:
         """Reserve space for a range, so that writing there finds room; grows the file if needed."""
         handle = self._check_writable()
+        offset, length = operator.index(offset), operator.index(length)
         self._run(requests.simple(ops.Fallocate(handle, offset, length)))
 
     def fsync(self) -> None:
@@ -348,7 +362,11 @@ class RemoteFile(io.BufferedIOBase):
     # ---- within
 
     def _run(self, request: requests.Request) -> Any:
-        return self._fs.run(request)
+        try:
+            return self._fs.run(request)
+        except OSError as error:
+            error.filename = self.name
+            raise
 
     def _guard(self) -> threading.RLock:
         """The lock of the position."""

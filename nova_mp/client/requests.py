@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import errno
+import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -192,7 +193,8 @@ def encoded(path: Any) -> bytes:
 
 
 def open_file(path: Any, flags: int, mode: int, view: int, decode: Decode) -> Request:
-    return Request(ops.Open(encoded(path), flags, mode, view), decode, (path,))
+    message = ops.Open(encoded(path), operator.index(flags), operator.index(mode), view)
+    return Request(message, decode, (path,))
 
 
 def stat(path: Any, view: int = 0, *, follow_symlinks: bool = True) -> Request:
@@ -204,7 +206,7 @@ def lstat(path: Any, view: int = 0) -> Request:
 
 
 def make_dir(path: Any, mode: int = 0o777) -> Request:
-    return Request(ops.MakeDir(encoded(path), mode), nothing, (path,))
+    return Request(ops.MakeDir(encoded(path), operator.index(mode)), nothing, (path,))
 
 
 def rmdir(path: Any) -> Request:
@@ -237,10 +239,12 @@ def readlink(path: Any, view: int = 0) -> Request:
 
 
 def chmod(path: Any, mode: int, *, follow_symlinks: bool = True) -> Request:
-    return Request(ops.Chmod(encoded(path), mode, bool(follow_symlinks)), nothing, (path,))
+    message = ops.Chmod(encoded(path), operator.index(mode), bool(follow_symlinks))
+    return Request(message, nothing, (path,))
 
 
 def chown(path: Any, uid: int, gid: int, *, follow_symlinks: bool = True) -> Request:
+    uid, gid = operator.index(uid), operator.index(gid)
     return Request(ops.Chown(encoded(path), uid, gid, bool(follow_symlinks)), nothing, (path,))
 
 
@@ -253,9 +257,13 @@ def utime(
 ) -> Request:
     if times is not None and ns is not None:
         raise ValueError("utime: you may specify either 'times' or 'ns' but not both")
+    given = ns if times is None else times
+    if given is not None and (not isinstance(given, tuple) or len(given) != 2):
+        raise TypeError("utime: 'times' or 'ns' must be a tuple of two numbers, or None")
     if times is not None:
         ns = (_nanoseconds(times[0]), _nanoseconds(times[1]))
-    atime_ns, mtime_ns = (None, None) if ns is None else (int(ns[0]), int(ns[1]))
+    index = operator.index
+    atime_ns, mtime_ns = (None, None) if ns is None else (index(ns[0]), index(ns[1]))
     message = ops.Utime(encoded(path), atime_ns, mtime_ns, bool(follow_symlinks))
     return Request(message, nothing, (path,))
 
@@ -269,7 +277,7 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def truncate(path: Any, size: int) -> Request:
-    return Request(ops.Truncate(encoded(path), size), nothing, (path,))
+    return Request(ops.Truncate(encoded(path), operator.index(size)), nothing, (path,))
 
 
 def listdir(path: Any = "/", view: int = 0) -> Request:
@@ -293,6 +301,7 @@ def getxattr(path: Any, name: str, view: int = 0, *, follow_symlinks: bool = Tru
 def setxattr(
     path: Any, name: str, value: Any, flags: int = 0, *, follow_symlinks: bool = True
 ) -> Request:
+    flags = operator.index(flags)
     message = ops.SetXattr(encoded(path), os.fsdecode(name), flags, bool(follow_symlinks))
     return Request(message, nothing, (path,), (byte_view(value),))
 

@@ -80,6 +80,8 @@ class Snapshots(ABC):
         It holds every operation that had returned before the call and none that starts after it
         returned; writers are not stopped. FileExistsError if the name is taken.
         """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"a snapshot's name is a str, not {type(name).__name__}")
         epoch_id = self._create(name)
         for row in self._table(only=epoch_id):
             if row["epoch_id"] == epoch_id:
@@ -98,6 +100,10 @@ class Snapshots(ABC):
         rows = self._table()
         if isinstance(id_or_name, Snapshot):
             id_or_name = id_or_name.epoch_id
+        if isinstance(id_or_name, bool) or not isinstance(id_or_name, int | str):
+            raise TypeError(
+                f"a snapshot is named by int, str or Snapshot, not {type(id_or_name).__name__}"
+            )
         if isinstance(id_or_name, str):
             for row in rows:
                 if row.get("name") == id_or_name:

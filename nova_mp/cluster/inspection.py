@@ -7,7 +7,7 @@ from typing import Any
 from nova_mp import config
 from nova_mp.client.control import ControlClient
 from nova_mp.core import segment
-from nova_mp.errors import EngineNotRunning, Timeout
+from nova_mp.errors import EngineNotRunning, EngineRunning, Timeout
 from nova_mp.protocol import identity
 
 
@@ -19,15 +19,24 @@ def live_record(name: str) -> config.EngineRecord | None:
     return None
 
 
+def check_reachable(name: str) -> None:
+    """Raise EngineRunning if arena `name` has an engine whose runtime folder is another one."""
+    if config.engine_elsewhere(name):
+        raise EngineRunning(
+            f"the engine of arena '{name}' has another runtime folder than {config.runtime_root()}",
+            config.ELSEWHERE_REMEDY,
+        )
+
+
 def status(name: str) -> dict[str, Any]:
     """State of an arena and its engine, as plain data; sizes in bytes, times in ns since 1970.
 
     `state` is "running" (or "freezing", "frozen", "thawing", "stopping"), "hanging" (the
-    coordinator does not answer), "starting", "stopped" (unmounted clean) or "crashed" (the next
-    start recovers it). A running engine adds `pid`, `processes`, `slots` and `stats`, with the
-    statistics of its last recovery in `stats["recovery"]`. `not_stopped` are the slots whose
-    operations a freeze still waits for; `suspended` are processes that a signal has stopped, for
-    whom others may have to wait.
+    coordinator does not answer), "unreachable" (its runtime folder is another one), "starting",
+    "stopped" (unmounted clean) or "crashed" (the next start recovers it). A running engine adds
+    `pid`, `processes`, `slots` and `stats`, with the statistics of its last recovery in
+    `stats["recovery"]`. `not_stopped` are the slots whose operations a freeze still waits for;
+    `suspended` are processes that a signal has stopped, for whom others may have to wait.
 
     Raises ArenaNotFound, CorruptArena, VersionMismatch.
     """
@@ -41,6 +50,8 @@ def status(name: str) -> dict[str, Any]:
     record = live_record(name)
     if record is None:
         found["state"] = "stopped" if found["mount_state"] == "clean" else "crashed"
+        if config.engine_elsewhere(name):
+            found["state"] = "unreachable"
         return found
     address = config.endpoints(name, record.cpus).coordinator
     found.update(pid=record.pid, media=record.media, address=address, tcp_address=record.tcp)

@@ -8,6 +8,7 @@ it has died.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import site
@@ -22,7 +23,7 @@ import nova_mp.core
 from nova_mp import config
 from nova_mp.client.control import ControlClient, not_running, running_engine
 from nova_mp.client.keys import default_folder, load_engine
-from nova_mp.cluster.inspection import live_record, status
+from nova_mp.cluster.inspection import check_reachable, live_record, status
 from nova_mp.cluster.log import EngineLog
 from nova_mp.core import segment
 from nova_mp.errors import (
@@ -79,11 +80,12 @@ def destroy(name: str, *, force: bool = False) -> None:
     """Remove an arena with all that it holds.
 
     Raises ArenaNotFound; EngineRunning while its engine runs and ArenaBusy while processes are
-    attached, unless `force`: then they are killed first, as by `crash`.
+    attached, unless `force`: then they are killed first, as by `crash`, which raises, too.
     """
     config.check_name(name)
     if not segment.pmem_exists(name) and segment.registered(name) is None:
         raise segment.missing_arena(name)
+    check_reachable(name)
     record = live_record(name)
     if record is not None and not force:
         raise EngineRunning(
@@ -94,7 +96,7 @@ def destroy(name: str, *, force: bool = False) -> None:
         if clients:
             raise ArenaBusy(
                 f"processes are attached: {', '.join(map(str, clients))}",
-                "let them close it, or destroy with force",
+                f"let them close it, or kill them: nova-mp destroy {name} --force",
             )
     if record is not None or segment.dram_exists(name):
         crash(name)
@@ -266,7 +268,7 @@ class _Pipe:
     """A pipe whose ends are closed once, whatever happens."""
 
     def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
+        self.reader, self.writer = (_above_streams(fd) for fd in os.pipe())
 
     def close_writer(self) -> None:
         """Close our copy of the end that a child was given."""
@@ -280,6 +282,16 @@ class _Pipe:
         if self.reader >= 0:
             os.close(self.reader)
             self.reader = -1
+
+
+def _above_streams(fd: int) -> int:
+    """The same open file as descriptor 3 or above: a child's streams would replace a lower one."""
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def _supervisor_command(
@@ -362,12 +374,17 @@ def crash(name: str) -> None:
     """Emulate a power failure: kill the processes, drop the volatile state, keep the medium.
 
     Kills the engine and every other process attached to the arena, but never the caller; file
-    systems that the caller has attached are dead afterwards. No error if no engine runs.
+    systems that the caller has attached are closed, and what it has mapped holds zeros. No error
+    if no engine runs.
 
-    Raises ArenaNotFound; ArenaBusy if a process does not die.
+    Raises ArenaNotFound; ArenaBusy if a process does not die; EngineRunning if the engine cannot
+    be reached, because its runtime folder is another.
     """
+    from nova_mp.core import fs
+
     if not segment.pmem_exists(name):
         segment.attach_pmem(name).close()
+    check_reachable(name)
     record = config.read_engine_record(name)
     if record is not None:
         # First the supervisor, or it would restart what is killed after.
@@ -377,6 +394,8 @@ def crash(name: str) -> None:
     if segment.dram_exists(name):
         attached = _attached_processes(name)
         _kill(name, [(pid, ticks) for pid, ticks, _ in attached if pid != os.getpid()])
+        with segment.attach_dram(name) as dram:
+            fs.abandon_arena(dram.fd)
         segment.unlink_dram(name)
     config.clear_engine_files(name)
 

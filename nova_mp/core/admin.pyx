@@ -137,8 +137,10 @@ cdef class Admin(Process):
         cdef int rc
         if name is not None and (not name or name.isdigit() or not set(name).isdisjoint("/@\0")):
             raise ValueError(f"a snapshot's name is no number and has no '/' or '@': {name!r}")
+        c.away = 1
         with nogil:
             rc = snap_create(c, p, n, &epoch_id)
+        c.away = 0
         if rc == NV_FROZEN:
             raise OSError(_errno.EBUSY, "the arena is frozen", name)
         if rc == -EPERM or rc == -ETIMEDOUT:
@@ -156,8 +158,10 @@ cdef class Admin(Process):
         cdef nv_ctx* c = self.ctx()
         cdef uint64_t wanted = operator.index(epoch_id)
         cdef int rc
+        c.away = 1
         with nogil:
             rc = snap_delete(c, wanted, defer)
+        c.away = 0
         if rc == -ENOENT:
             raise errors.NoSuchSnapshot(f"no snapshot {epoch_id}", "list the snapshots there are")
         if rc == NV_FROZEN:
@@ -189,8 +193,10 @@ cdef class Admin(Process):
         try:
             for i in range(n):
                 sorted_ids[i] = wanted[i]
+            c.away = 1
             with nogil:
                 rc = frees(c, sorted_ids, n, &missing)
+            c.away = 0
         finally:
             free(sorted_ids)
         if rc == -ENOENT:
@@ -213,8 +219,10 @@ cdef class Admin(Process):
             if rows == NULL:
                 raise MemoryError
             try:
+                c.away = 1
                 with nogil:
                     n = read_table(c, wanted, rows, room)
+                c.away = 0
                 if n <= room:
                     return [_describe(&rows[i]) for i in range(n)]
             finally:
@@ -233,8 +241,10 @@ cdef class Admin(Process):
         """
         cdef nv_ctx* c = self.ctx()
         cdef int64_t rc
+        c.away = 1
         with nogil:
             rc = clean_lists(c, budget)
+        c.away = 0
         if rc == NV_FROZEN:
             return clean_backlog(c)
         if rc < 0:
@@ -243,15 +253,19 @@ cdef class Admin(Process):
             # Nothing pins entries any more. While snapshots remain, logs are collected as they
             # grow.
             self.collected_bell = c.hdr.clean_bell
+            c.away = 1
             with nogil:
                 gc_all(c)
+            c.away = 0
         return rc
 
     def gc(self):
         """Collects garbage in every log that has more than one page."""
         cdef nv_ctx* c = self.ctx()
+        c.away = 1
         with nogil:
             gc_all(c)
+        c.away = 0
 
     def freeze(self, double timeout=5.0):
         """Lets running operations finish, new ones wait. TimeoutError names who did not finish."""
@@ -262,18 +276,22 @@ cdef class Admin(Process):
         if gate & 1:
             raise OSError(_errno.EBUSY, "the arena is frozen already")
         nv_xchg64(&c.hdr.gate, gate | 1)
+        c.away = 1
         with nogil:
             late = grace_wait(c, <uint64_t>-1 >> 1, ns)
+        c.away = 0
         if late:
             pid = slot_at(c, late - 1).pid
             self.unfreeze()
             raise TimeoutError(_errno.ETIMEDOUT, f"process {pid} did not finish its operation")
+        c.away = 1
         with nogil:
             # Stores into mappings fault from now on, and faults wait for the gate.
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
             rc = stores_hold(c)
             stores_release(c)
             lock_drop(c, &c.hdr.snapshot_lock)
+        c.away = 0
         if rc:
             self.unfreeze()
             raise _unprotected(c, rc)
@@ -283,8 +301,10 @@ cdef class Admin(Process):
         cdef nv_ctx* c = self.ctx()
         nv_xchg64(&c.hdr.gate, nv_load64(&c.hdr.gate) & ~<uint64_t>1)
         c.hdr.gate_futex += 1
+        c.away = 1
         with nogil:
             nv_futex_wake(&c.hdr.gate_futex, 0x7FFFFFFF)
+        c.away = 0
 
     @property
     def mmap_protection(self):
@@ -309,8 +329,10 @@ cdef class Admin(Process):
                 continue
             pid, tid, role = slot_at(c, i).pid, slot_at(c, i).tid, slot_at(c, i).role
             op, thread = slot_at(c, i).op, slot_at(c, i).parent != 0
+            c.away = 1
             with nogil:
                 rc = reap_slot(c, i)
+            c.away = 0
             if rc == 1:
                 result.append({"slot": i, "pid": pid, "tid": tid, "role": _role_name(role),
                                "op": OPERATIONS[op] if op < len(OPERATIONS) else "?",

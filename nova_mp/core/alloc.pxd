@@ -32,6 +32,7 @@ cdef uint64_t kept_blocks(nv_ctx* c, nv_region* r) noexcept nogil
 cdef bint blocks_in_use(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil
 cdef int blocks_mark(nv_ctx* c, uint64_t block, uint64_t n) noexcept nogil
 cdef uint64_t blocks_free_count(nv_ctx* c) noexcept nogil
+cdef bint blocks_fit(nv_ctx* c, uint64_t pages, uint64_t have) noexcept nogil
 cdef void regions_init(nv_ctx* c) noexcept nogil
 cdef void region_recount(nv_ctx* c, nv_region* r, uint64_t* bitmap) noexcept nogil
 cdef void region_repair(nv_ctx* c, nv_region* r) noexcept nogil

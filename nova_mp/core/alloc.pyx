@@ -412,6 +412,12 @@ cdef uint64_t blocks_free_count(nv_ctx* c) noexcept nogil:
     return n
 
 
+cdef bint blocks_fit(nv_ctx* c, uint64_t pages, uint64_t have) noexcept nogil:
+    # False if so many pages, `have` of which may have blocks, cannot all get one: to be asked before
+    # DRAM is taken for an index of them, which would be all there is if they are many enough.
+    return pages <= 512 or pages <= have + blocks_free_count(c)
+
+
 cdef void region_repair(nv_ctx* c, nv_region* r) noexcept nogil:
     # The context acts as the dead owner of r.lock: finish the allocation or release that was under
     # way, then compute again what follows from the bitmap.

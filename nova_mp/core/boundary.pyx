@@ -1,5 +1,6 @@
 """What every module of the boundary needs: path arguments, errors, modes, names of things."""
 
+import itertools
 import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -72,15 +73,18 @@ cdef object decode(const char* text, Py_ssize_t length):
     return PyUnicode_DecodeUTF8(text, length, "surrogateescape")
 
 
+_KINDS = {
+    "r": (os.O_RDONLY, os.O_RDWR),
+    "w": (os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_RDWR | os.O_CREAT | os.O_TRUNC),
+    "x": (os.O_WRONLY | os.O_CREAT | os.O_EXCL, os.O_RDWR | os.O_CREAT | os.O_EXCL),
+    "a": (os.O_WRONLY | os.O_CREAT | os.O_APPEND, os.O_RDWR | os.O_CREAT | os.O_APPEND),
+}
+# Every spelling of the binary modes.
 MODES = {
-    "rb": os.O_RDONLY, "br": os.O_RDONLY,
-    "wb": os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "bw": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
-    "xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL, "bx": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
-    "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND, "ba": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-    "r+b": os.O_RDWR, "rb+": os.O_RDWR,
-    "w+b": os.O_RDWR | os.O_CREAT | os.O_TRUNC, "wb+": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
-    "x+b": os.O_RDWR | os.O_CREAT | os.O_EXCL, "xb+": os.O_RDWR | os.O_CREAT | os.O_EXCL,
-    "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND, "ab+": os.O_RDWR | os.O_CREAT | os.O_APPEND,
+    "".join(letters): flags
+    for kind, both in _KINDS.items()
+    for flags, plus in zip(both, ("", "+"), strict=True)
+    for letters in itertools.permutations(kind + "b" + plus)
 }
 
 

@@ -412,6 +412,7 @@ cdef struct nv_ctx:                  # PRIVATE. One thread's way into an arena
     int in_repair                    # acting as a dead thread: locks of others are only freed
     int privileged                   # may use the reserve: the operation gives space back
     int keeps                        # the thread's own, which keeps a freed block for its next one
+    int away                         # at work here without the GIL, under which this is changed
     uint32_t tid                     # whose it is, of those who had the slot
     uint64_t start_time
     uint64_t epoch_id                # of the operation under way

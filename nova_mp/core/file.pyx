@@ -3,6 +3,7 @@
 from libc.errno cimport EFBIG, EINVAL, EISDIR, ENOMEM, ENOSPC
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from nova_mp.core.alloc cimport blocks_fit
 from nova_mp.core.arch cimport nv_file_time_ns, nv_monotonic_ns, nv_pause
 from nova_mp.core.dram cimport (CNT_READ_BYTES, CNT_READ_LOCKED, CNT_READ_RETRIES,
                                 CNT_TIMED_READ_NS, CNT_TIMED_READS, CNT_WRITE_BYTES, INODE_PAST_END,
@@ -145,7 +146,7 @@ cdef int64_t write_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uin
         return mapped_write(c, h, ino, src, n, offset)
     if size > h.size and h.flags & INODE_PAST_END and cut_pages(c, h, ino, h.size):
         return -ENOSPC
-    if index_reserve(c, h, &h.index, page, end - 1):
+    if not blocks_fit(c, end - page, 0) or index_reserve(c, h, &h.index, page, end - 1):
         return -ENOSPC
     # New extents may cut an old run anywhere, and each piece may meet another list.
     if c.hdr.snap_live and spare_reserve(c, run_count(c, h, page, end) + (end - page)):
@@ -288,6 +289,8 @@ cdef int fallocate_locked(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t 
     cdef uint64_t* cell
     cdef nv_setattr_entry e
     cdef int rc = 0
+    if not blocks_fit(c, end - page, h.blocks):
+        return -ENOSPC
     if size > h.size:
         rc = zero_past_end(c, h, ino, size) if h.maps else trim_pages(c, h, ino)
     if rc == 0:

@@ -8,6 +8,7 @@ it starts over with the GIL released.
 import errno as _errno
 import io
 import math
+import operator
 import os
 import time
 
@@ -21,6 +22,7 @@ from posix.fcntl cimport O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_TRUNC
 from nova_mp.core.alloc cimport blocks_free_count
 from nova_mp.core.arena import format_arena, mount, read_superblock, unmount
 from nova_mp.core.mapped import Mapping
+from nova_mp.core.process import abandon_arena
 from nova_mp.core.boundary cimport decode, nv_path, path_arg, raise_errno
 from nova_mp.core.boundary import DEBUG_BUILD, MEDIA, MODES, OPERATIONS, ROLES, parse_mode
 from nova_mp.core.dir cimport DT_DIR, DT_LNK
@@ -30,7 +32,7 @@ from nova_mp.core.file cimport (ATTR_ATIME, ATTR_GID, ATTR_MODE, ATTR_MTIME, ATT
                                 file_read, file_setattr, file_truncate, nv_attr)
 from nova_mp.core.handle cimport make_file, make_stat
 from nova_mp.core.inode cimport S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
-from nova_mp.core.layout cimport BLOCK_BYTES, SYMLINK_MAX_BYTES
+from nova_mp.core.layout cimport BLOCK_BYTES, NAME_MAX_BYTES, SYMLINK_MAX_BYTES
 from nova_mp.core.namei cimport handle_open, name_create, name_link, name_rmdir, name_unlink
 from nova_mp.core.walk cimport (WALK_FOLLOW, WALK_PARENT, lookup_child, name_list, nv_listing,
                                 nv_node, nv_walk, walk)
@@ -47,8 +49,8 @@ cdef extern from "<fcntl.h>" nogil:
     enum: O_DIRECTORY
 
 __all__ = [
-    "DEBUG_BUILD", "MEDIA", "OPERATIONS", "ROLES", "Core", "Mapping", "dram_geometry",
-    "format_arena", "mount", "parse_mode", "read_superblock", "unmount",
+    "DEBUG_BUILD", "MEDIA", "OPERATIONS", "ROLES", "Core", "Mapping", "abandon_arena",
+    "dram_geometry", "format_arena", "mount", "parse_mode", "read_superblock", "unmount",
 ]
 
 
@@ -65,6 +67,8 @@ cdef class Core(Admin):
     Methods raise OSError subclasses as the functions of `os` with the same names do.
     """
 
+    text_type = io.TextIOWrapper     # of text files; a subclass may have another
+
     # -- paths
 
     cdef nv_node resolve(self, nv_ctx* c, object path, int follow) except *:
@@ -72,6 +76,7 @@ cdef class Core(Admin):
         cdef nv_walk w
         cdef int rc
         owner = path_arg(path, &p)
+        self.ctx()                   # paths may be of types written in Python: closed meanwhile?
         c.nowait = 1
         rc = walk(c, p.text, p.length, follow, &w)
         c.nowait = 0
@@ -84,18 +89,19 @@ cdef class Core(Admin):
 
     def stat(self, path, *, bint follow_symlinks=True):
         """Attributes of a file, as os.stat() gives them."""
-        cdef nv_ctx* c = self.ctx()
+        cdef nv_ctx* c
         cdef nv_attr attr
         cdef nv_path p
         cdef nv_walk w
         cdef int rc, flags = WALK_FOLLOW if follow_symlinks else 0
         owner = path_arg(path, &p)
+        c = self.ctx()
         c.nowait = 1
         rc = walk(c, p.text, p.length, flags, &w)
         if rc == 0:
             rc = file_getattr(c, w.node.ino, w.node.generation, &attr)
         c.nowait = 0
-        while rc == -_ESTALE or self.again(c, rc):
+        while self.again(c, NV_RETRY if rc == -_ESTALE else rc):
             with nogil:
                 rc = walk(c, p.text, p.length, flags, &w)
                 if rc == 0:
@@ -142,7 +148,7 @@ cdef class Core(Admin):
         if buffering == 0:
             raise ValueError("can't have unbuffered text I/O")
         file = self.os_open(path, flags)
-        text = io.TextIOWrapper(file, encoding, errors, newline, line_buffering=buffering == 1)
+        text = self.text_type(file, encoding, errors, newline, line_buffering=buffering == 1)
         text.mode = mode
         return text
 
@@ -159,6 +165,7 @@ cdef class Core(Admin):
         cdef bint made = False
         try:
             owner = path_arg(path, &p)
+            self.ctx()
         except BaseException:
             self.free_cells.append(cell)
             raise
@@ -166,7 +173,7 @@ cdef class Core(Admin):
         rc = open_once(c, &p, flags, bits, &w, &node, opened, &made)
         c.nowait = 0
         try:
-            while rc == -_ESTALE or self.again(c, rc):
+            while self.again(c, NV_RETRY if rc == -_ESTALE else rc):
                 with nogil:
                     rc = open_once(c, &p, flags, bits, &w, &node, opened, &made)
             if rc:
@@ -186,7 +193,7 @@ cdef class Core(Admin):
     # -- names
 
     def _make(self, path, uint32_t mode, target=None):
-        cdef nv_ctx* c = self.ctx()
+        cdef nv_ctx* c
         cdef nv_path p, t
         cdef nv_walk w
         cdef nv_node node
@@ -204,6 +211,7 @@ cdef class Core(Admin):
                 raise_errno(-ENOENT if not goal else -_errno.ENAMETOOLONG, target, path)
             t.text = PyBytes_AS_STRING(goal)
             t.length = PyBytes_GET_SIZE(goal)
+        c = self.ctx()
         rc = NV_RETRY
         while self.again(c, rc):
             with nogil:
@@ -219,21 +227,22 @@ cdef class Core(Admin):
                 raise_errno(rc, target, path)
             raise_errno(rc, path, None)
 
-    def make_dir(self, path, int mode=0o777):
+    def make_dir(self, path, Py_ssize_t mode=0o777):
         """Makes one directory; `mode` less the umask."""
-        self._make(path, S_IFDIR | (mode & 0o7777 & ~self.umask_bits))
+        self._make(path, S_IFDIR | (mode & 0o1777 & ~self.umask_bits))
 
     def symlink(self, target, path):
         """Makes `path` a symbolic link to `target`."""
-        self._make(path, S_IFLNK | 0o777, target)
+        self._make(path, S_IFLNK | 0o777, os.fspath(target))
 
     def unlink(self, path):
         """Removes a file's name; the file itself once nobody has it open."""
-        cdef nv_ctx* c = self.ctx()
+        cdef nv_ctx* c
         cdef nv_path p
         cdef nv_walk w
         cdef int rc
         owner = path_arg(path, &p)
+        c = self.ctx()
         c.nowait = 1
         rc = walk(c, p.text, p.length, WALK_PARENT, &w)
         if rc == 0:
@@ -251,11 +260,12 @@ cdef class Core(Admin):
 
     def rmdir(self, path):
         """Removes an empty directory."""
-        cdef nv_ctx* c = self.ctx()
+        cdef nv_ctx* c
         cdef nv_path p
         cdef nv_walk w
         cdef int rc = NV_RETRY
         owner = path_arg(path, &p)
+        c = self.ctx()
         while self.again(c, rc):
             with nogil:
                 rc = walk(c, p.text, p.length, WALK_PARENT, &w)
@@ -268,7 +278,7 @@ cdef class Core(Admin):
 
     def rename(self, src, dst, bint noreplace=False):
         """Renames `src` to `dst`, replacing it atomically; FileExistsError with `noreplace`."""
-        cdef nv_ctx* c = self.ctx()
+        cdef nv_ctx* c
         cdef nv_path p, q
         cdef nv_walk* w = <nv_walk*>malloc(2 * sizeof(nv_walk))
         cdef int rc = NV_RETRY
@@ -277,6 +287,7 @@ cdef class Core(Admin):
         try:
             src_owner = path_arg(src, &p)
             dst_owner = path_arg(dst, &q)
+            c = self.ctx()
             while self.again(c, rc):
                 with nogil:
                     rc = name_rename(c, p.text, p.length, q.text, q.length, noreplace, &w[0], &w[1])
@@ -289,13 +300,14 @@ cdef class Core(Admin):
 
     def link(self, src, dst):
         """Gives a file a second name. A symbolic link itself gets it, not what it points to."""
-        cdef nv_ctx* c = self.ctx()
+        cdef nv_ctx* c
         cdef nv_path p, q
         cdef nv_walk w
         cdef nv_node node
         cdef int rc = NV_RETRY
         src_owner = path_arg(src, &p)
         dst_owner = path_arg(dst, &q)
+        c = self.ctx()
         while self.again(c, rc):
             with nogil:
                 rc = walk(c, p.text, p.length, 0, &w)
@@ -388,12 +400,14 @@ cdef class Core(Admin):
         if rc:
             raise_errno(rc, path, None)
 
-    def chmod(self, path, int mode, *, bint follow_symlinks=True):
+    def chmod(self, path, Py_ssize_t mode, *, bint follow_symlinks=True):
         """Changes permissions. They are kept, but the arena's owner may do everything."""
         self._setattr(path, ATTR_MODE, follow_symlinks, mode=mode & 0o7777)
 
-    def chown(self, path, int uid, int gid, *, bint follow_symlinks=True):
+    def chown(self, path, Py_ssize_t uid, Py_ssize_t gid, *, bint follow_symlinks=True):
         """Changes owner and group; -1 keeps one."""
+        if min(uid, gid) < -1 or max(uid, gid) >= 0xFFFFFFFF:
+            raise OverflowError("uid or gid is not -1, nor a number below 2**32 - 1")
         cdef uint32_t mask = (ATTR_UID if uid != -1 else 0) | (ATTR_GID if gid != -1 else 0)
         self._setattr(path, mask, follow_symlinks, uid=uid & 0xFFFFFFFF, gid=gid & 0xFFFFFFFF)
 
@@ -401,14 +415,17 @@ cdef class Core(Admin):
         """Sets access and modification time: seconds in `times`, nanoseconds in `ns`, or now."""
         if times is not None and ns is not None:
             raise ValueError("utime: you may specify either 'times' or 'ns' but not both")
+        given = ns if times is None else times
+        if given is not None and (not isinstance(given, tuple) or len(given) != 2):
+            raise TypeError("utime: 'times' or 'ns' must be a tuple of two numbers, or None")
         if times is not None:
             ns = tuple(_nanoseconds(value) for value in times)
         if ns is None:
             ns = (time.time_ns(),) * 2
-        atime, mtime = ns
+        atime, mtime = operator.index(ns[0]), operator.index(ns[1])
         self._setattr(path, ATTR_ATIME | ATTR_MTIME, follow_symlinks, atime=atime, mtime=mtime)
 
-    def truncate(self, path, int64_t size):
+    def truncate(self, path, Py_ssize_t size):
         """Cuts a file, or grows it with a hole, to `size` bytes."""
         cdef nv_ctx* c = self.ctx()
         cdef nv_node node
@@ -442,19 +459,15 @@ cdef class Core(Admin):
     # -- extended attributes
 
     def _xattr(self, path, name, value, int flags, bint follow):
-        cdef nv_ctx* c = self.ctx()
         cdef nv_node node
-        cdef bytes key = os.fsencode(name)
-        cdef bytes data = bytes(value)
+        cdef bytes key = xattr_key(path, name)
+        cdef bytes data = bytes(memoryview(value))
+        cdef nv_ctx* c = self.ctx()
         cdef const char* k = PyBytes_AS_STRING(key)
         cdef const uint8_t* v = <const uint8_t*>PyBytes_AS_STRING(data)
         cdef uint64_t n = PyBytes_GET_SIZE(data)
         cdef uint32_t k_len = PyBytes_GET_SIZE(key)
         cdef int rc = -_ESTALE
-        if not key or b"\0" in key:
-            raise_errno(-EINVAL, path, None)
-        if not key.startswith((b"user.", b"trusted.", b"security.", b"system.")):
-            raise_errno(-_errno.EOPNOTSUPP, path, None)
         while rc == -_ESTALE:
             node = self.resolve(c, path, WALK_FOLLOW if follow else 0)
             rc = NV_RETRY
@@ -471,7 +484,9 @@ cdef class Core(Admin):
 
         Name and value together have at most 3928 bytes; OSError(E2BIG) above that.
         """
-        self._xattr(path, name, value, flags & 3, follow_symlinks)
+        if flags & ~3:
+            raise_errno(-EINVAL, path, None)
+        self._xattr(path, name, value, flags, follow_symlinks)
 
     def removexattr(self, path, name, *, bint follow_symlinks=True):
         """Removes an extended attribute; OSError(ENODATA) if there is none."""
@@ -479,9 +494,9 @@ cdef class Core(Admin):
 
     def getxattr(self, path, name, *, bint follow_symlinks=True):
         """Value of an extended attribute; OSError(ENODATA) if there is none."""
+        cdef bytes key = xattr_key(path, name)
         cdef nv_ctx* c = self.ctx()
         cdef nv_node node = self.resolve(c, path, WALK_FOLLOW if follow_symlinks else 0)
-        cdef bytes key = os.fsencode(name)
         cdef const char* k = PyBytes_AS_STRING(key)
         cdef uint32_t k_len = PyBytes_GET_SIZE(key)
         cdef uint8_t value[4096]
@@ -515,6 +530,20 @@ cdef class Core(Admin):
             return result
         finally:
             free(names)
+
+
+cdef bytes xattr_key(object path, object name):
+    """The name of an extended attribute of `path`, if there can be one of that name."""
+    cdef bytes key = os.fsencode(name)
+    if b"\0" in key:
+        raise ValueError("embedded null byte")
+    if not 0 < len(key) <= NAME_MAX_BYTES:
+        raise_errno(-_errno.ERANGE, path, None)
+    if not key.startswith((b"user.", b"trusted.", b"security.", b"system.")):
+        raise_errno(-_errno.EOPNOTSUPP, path, None)
+    if key.endswith(b".") and key.count(b".") == 1:
+        raise_errno(-EINVAL, path, None)
+    return key
 
 
 cdef int open_once(nv_ctx* c, nv_path* p, int flags, uint32_t mode, nv_walk* w, nv_node* node,

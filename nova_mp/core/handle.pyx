@@ -8,7 +8,7 @@ from cpython.buffer cimport (Py_buffer, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_R
                              PyObject_GetBuffer)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t
 from posix.fcntl cimport O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_WRONLY
 from nova_mp.core.dram cimport NV_RETRY
 from nova_mp.core.file cimport file_fallocate, file_getattr, file_read, file_truncate, file_write
@@ -23,6 +23,14 @@ cdef extern from "Python.h":
 cdef enum:
     GIL_BYTES = 32768                # above this the GIL is released: copying takes microseconds
     LINE_BYTES_AHEAD = 8192
+
+
+cdef inline double _seconds(int64_t ns) noexcept:
+    # As os.stat() rounds them.
+    cdef int64_t whole = ns // 1000000000
+    if ns < whole * 1000000000:
+        whole -= 1
+    return <double>whole + 1e-9 * <double>(ns - whole * 1000000000)
 
 
 cdef class Stat:
@@ -41,22 +49,22 @@ cdef class Stat:
     @property
     def st_atime(self):
         """Access time, seconds. Reading does not move it."""
-        return self.st_atime_ns * 1e-9
+        return _seconds(self.st_atime_ns)
 
     @property
     def st_mtime(self):
         """Modification time, seconds."""
-        return self.st_mtime_ns * 1e-9
+        return _seconds(self.st_mtime_ns)
 
     @property
     def st_ctime(self):
         """Change time, seconds."""
-        return self.st_ctime_ns * 1e-9
+        return _seconds(self.st_ctime_ns)
 
     @property
     def st_birthtime(self):
         """Creation time, seconds."""
-        return self.st_birthtime_ns * 1e-9
+        return _seconds(self.st_birthtime_ns)
 
     def _tuple(self):
         return (self.st_mode, self.st_ino, 0, self.st_nlink, self.st_uid, self.st_gid, self.st_size,
@@ -150,7 +158,7 @@ cdef class File:
         raise TypeError("files are made by FileSystem.open()")
 
     def __dealloc__(self):
-        if self.is_open and self.core is not None and not self.core.closed:
+        if self.is_open and self.core is not None and not self.core.over():
             self.is_open = False
             self.core.cell_free(self.cell)
 
@@ -185,12 +193,13 @@ cdef class File:
         return rc
 
     cdef int64_t write_at(self, object data, uint64_t offset, bint append) except -1:
-        cdef nv_ctx* c = self.core.ctx()
+        cdef nv_ctx* c
         cdef int64_t rc = NV_RETRY
         cdef uint64_t at = offset
         cdef Py_buffer view
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            c = self.core.ctx()
             if view.len <= GIL_BYTES:
                 c.nowait = 1
                 rc = file_write(c, self.ino, self.generation, <uint8_t*>view.buf, view.len, offset,
@@ -209,7 +218,7 @@ cdef class File:
         self.position = at + <uint64_t>rc if append else self.position
         return rc
 
-    def pread(self, Py_ssize_t n, int64_t offset):
+    def pread(self, Py_ssize_t n, Py_ssize_t offset):
         """Up to `n` bytes from `offset`; fewer only at the end of the file."""
         cdef PyObject* result
         cdef int64_t got
@@ -226,7 +235,7 @@ cdef class File:
             _PyBytes_Resize(&result, got)
         return take_bytes(result)
 
-    def preadinto(self, buffer, int64_t offset):
+    def preadinto(self, buffer, Py_ssize_t offset):
         """Fills a writable buffer from `offset`; returns the bytes read."""
         cdef Py_buffer view
         self.check_readable()
@@ -238,7 +247,7 @@ cdef class File:
         finally:
             PyBuffer_Release(&view)
 
-    def pwrite(self, data, int64_t offset):
+    def pwrite(self, data, Py_ssize_t offset):
         """Writes all of `data` at `offset`, atomically; returns its length in bytes."""
         self.check_writable()
         if offset < 0:
@@ -249,9 +258,9 @@ cdef class File:
         """Cuts or grows the file to `size` bytes (default: the position); returns the size."""
         cdef nv_ctx* c
         cdef int rc = NV_RETRY
-        cdef int64_t n
+        cdef Py_ssize_t n
         self.check_writable()
-        n = self.position if size is None else size
+        n = <Py_ssize_t>self.position if size is None else size
         if n < 0:
             raise_errno(-_errno.EINVAL, self.name, None)
         c = self.core.ctx()
@@ -264,7 +273,7 @@ cdef class File:
             raise_errno(rc, self.name, None)
         return n
 
-    def fallocate(self, int64_t offset, int64_t length):
+    def fallocate(self, Py_ssize_t offset, Py_ssize_t length):
         """Blocks for a range, so that writing there needs no more; grows the file if need be."""
         cdef nv_ctx* c
         cdef int rc = NV_RETRY
@@ -330,7 +339,7 @@ cdef class File:
         """Gives the handle back; a deleted file goes when the last handle does."""
         if self.is_open:
             self.is_open = False
-            if not self.core.closed:
+            if not self.core.over():
                 self.core.cell_free(self.cell)
 
     @property
@@ -388,7 +397,7 @@ cdef class File:
             raise ValueError("I/O operation on closed file")
         return self.position
 
-    def seek(self, int64_t offset, int whence=0):
+    def seek(self, Py_ssize_t offset, int whence=0):
         """Moves the position; returns it. `whence` as io.SEEK_SET, SEEK_CUR, SEEK_END."""
         cdef int64_t base
         if self.closed:
@@ -401,14 +410,14 @@ cdef class File:
             base = self.stat().st_size
         else:
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-        if base + offset < 0:
+        if offset > INT64_MAX - base or base + offset < 0:
             raise_errno(-_errno.EINVAL, self.name, None)
         self.position = base + offset
         return self.position
 
     def read(self, size=-1):
         """Up to `size` bytes from the position, all that is left by default."""
-        cdef int64_t n = -1 if size is None else size
+        cdef Py_ssize_t n = -1 if size is None else size
         cdef int64_t left
         self.check_readable()
         if n < 0:
@@ -438,7 +447,7 @@ cdef class File:
 
     def readline(self, size=-1):
         """One line with its newline, at most `size` bytes; empty at the end."""
-        cdef int64_t limit = -1 if size is None else size
+        cdef Py_ssize_t limit = -1 if size is None else size
         cdef uint64_t start = self.position
         parts = []
         while True:

@@ -18,6 +18,7 @@ cdef class Mapping:
     cdef uint64_t skip               # bytes of the first page before the mapping
     cdef Py_ssize_t length
     cdef Py_ssize_t exports
+    cdef int flushing                # threads that are in flush()
     cdef Py_ssize_t shape[1]
     cdef Py_ssize_t strides[1]
     cdef bint is_open

@@ -2,6 +2,7 @@
 
 import errno as _errno
 import os
+import time
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE
@@ -20,6 +21,7 @@ from nova_mp.core.inode cimport inode_lock
 from nova_mp.core.layout cimport BLOCK_BYTES, BLOCK_SHIFT
 from nova_mp.core.mapping cimport map_count, map_flush, map_prepare, map_runs, nv_run
 from nova_mp.core.namei cimport handle_open
+from nova_mp.core.process import AWAY_S
 from nova_mp.core.pmem cimport block_off
 from nova_mp.core.sync cimport RANK_SNAPSHOT, lock_drop, lock_take, op_begin, op_end
 from nova_mp.core.walk cimport nv_node
@@ -241,7 +243,7 @@ cdef class Mapping:
         self.close()
 
     def __dealloc__(self):
-        if self.is_open and self.core is not None and not self.core.closed:
+        if self.is_open and self.core is not None and not self.core.over():
             self.is_open = False
             self.release()
         elif self.at != NULL:
@@ -331,11 +333,15 @@ cdef class Mapping:
             end = (self.skip + <uint64_t>offset + <uint64_t>length + BLOCK_BYTES - 1) >> BLOCK_SHIFT
         first += self.record.pgoff
         end += self.record.pgoff
-        while self.core.again(c, rc):
-            with nogil:
-                rc = flush(c, self.record, first, end, True)
-        if c.gc_ino:
-            self.core.collect(c)
+        self.flushing += 1
+        try:
+            while self.core.again(c, rc):
+                with nogil:
+                    rc = flush(c, self.record, first, end, True)
+            if c.gc_ino:
+                self.core.collect(c)
+        finally:
+            self.flushing -= 1
         if rc:
             raise_errno(rc, self.name, None)
 
@@ -345,8 +351,21 @@ cdef class Mapping:
             return
         self.check_unused()
         self.is_open = False
-        if not self.core.closed:
+        try:
+            while self.flushing:
+                time.sleep(AWAY_S)
+        except BaseException:
+            self.is_open = True
+            raise
+        if not self.core.over():
             self.release()
+
+    def abandon(self):
+        """Lets go of the arena's memory without touching the arena; zeros take its place."""
+        self.is_open = False
+        self.record = NULL
+        if nv_private(self.at, self.pages << BLOCK_SHIFT, self.writable):
+            nv_forbid(self.at, self.pages << BLOCK_SHIFT)
 
     def check_unused(self):
         """BufferError if arrays or memoryviews of it exist."""
@@ -383,6 +402,7 @@ cdef class Mapping:
     def _after_fork(self):
         """In a forked child: records, and protection, of its own; the memory is inherited."""
         self.record = NULL           # the parent's
+        self.flushing = 0
         try:
             self.inherit(self.core.ctx())
         except BaseException:

@@ -2,7 +2,7 @@
 
 from libc.errno cimport EINVAL, ENOSPC
 from libc.string cimport memset
-from nova_mp.core.alloc cimport blocks_alloc, blocks_alloc_run, pend_done
+from nova_mp.core.alloc cimport blocks_alloc, blocks_alloc_run, blocks_fit, pend_done
 from nova_mp.core.arch cimport nv_file_time_ns
 from nova_mp.core.dram cimport (CNT_MAP_FAULTS, CNT_PRESERVED, DRAM_PAGE, INODE_PAST_END,
                                 MAP_INHERITED, MAP_RECORDS, MAP_SNAPSHOT, NV_FROZEN, OP_MMAP,
@@ -223,7 +223,9 @@ cdef int64_t mapped_write(nv_ctx* c, nv_inode_header* h, uint64_t ino, const uin
     cdef uint64_t page = offset >> BLOCK_SHIFT
     cdef uint64_t end = (offset + n + BLOCK_BYTES - 1) >> BLOCK_SHIFT
     cdef uint64_t size = h.size if h.size > offset + n else offset + n
-    cdef int rc = index_reserve(c, h, &h.index, page, end - 1)
+    cdef int rc = 0 if blocks_fit(c, end - page, h.blocks) else -ENOSPC
+    if rc == 0:
+        rc = index_reserve(c, h, &h.index, page, end - 1)
     if rc == 0:
         rc = zero_past_end(c, h, ino, size)
     if rc == 0:
@@ -396,7 +398,9 @@ cdef int map_live(nv_ctx* c, nv_inode_header* h, uint64_t ino, uint64_t first,
                   uint64_t end) noexcept nogil:
     # A block for every page, in pieces that are few enough, none of them mapped through a snapshot.
     cdef uint64_t runs, step
-    cdef int rc = index_reserve(c, h, &h.index, first, end - 1)
+    cdef int rc = 0 if blocks_fit(c, end - first, h.blocks) else -ENOSPC
+    if rc == 0:
+        rc = index_reserve(c, h, &h.index, first, end - 1)
     if rc:
         return rc
     tx_open(c, ino, h.log_tail_off)

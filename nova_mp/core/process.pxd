@@ -12,6 +12,7 @@ cdef class Process:
     cdef Py_buffer dram_view
     cdef int views
     cdef uint64_t key
+    cdef nv_ctx* leaving             # of the thread that closes it, or NULL
     cdef dict contexts
     cdef uint64_t* pages[256]
     cdef uint32_t n_pages
@@ -26,8 +27,10 @@ cdef class Process:
     cdef readonly int cpu
     cdef readonly int slot
     cdef object __weakref__
+    cdef bint over(self) noexcept
     cdef nv_ctx* ctx(self) except NULL
     cdef nv_ctx* new_ctx(self) except NULL
+    cdef void retire(self, nv_ctx* c) except *
     cdef void take_process_slot(self) except *
     cdef uint64_t* cell(self, uint32_t nr) noexcept nogil
     cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell, bint inherited) except -1

@@ -1,14 +1,22 @@
-"""A process's way into an arena: its slots, its open table, its waiting."""
+"""A process's way into an arena: its slots, its open table, its waiting.
+
+Any thread may close it at any time. Whoever works without the GIL says so before (`away`), and the
+one that closes waits until nobody does; whoever comes later is refused. So a context, and the
+memory, are there as long as a thread that got the context has not left the GIL to others; where
+Python code of others runs in between (a path's __fspath__, a signal handler), it is got again.
+"""
 
 import errno as _errno
 import itertools
 import os
 import threading
+import time
 import weakref
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_INCREF
 from libc.errno cimport ENOSPC
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
@@ -41,6 +49,8 @@ from nova_mp.core.snaplist cimport spare_drop
 cdef enum:
     CLEAN_STEP = 10000               # entries of deleted snapshots' lists, if there is no space
 
+AWAY_S = 0.0005                      # between looks at whether others have come back
+
 _cores = weakref.WeakSet()
 _keys = itertools.count(1)
 _forking = threading.Lock()          # one fork at a time
@@ -50,6 +60,12 @@ _handover = []                       # a pipe that the child of a fork closes wh
 def _fresh_key():
     # Names an attachment for the threads that remember their contexts.
     return next(_keys)
+
+
+def abandon_arena(dram_fd):
+    """This process's attachments to the arena of a DRAM segment are closed, as if it had died."""
+    for core in list(_cores):
+        core.abandon_if(os.fstat(dram_fd))
 
 
 def _umask():
@@ -239,6 +255,10 @@ cdef class Process:
         self.contexts[threading.get_ident()] = <size_t>c
         nv_tls_set(self.key, c)
 
+    cdef bint over(self) noexcept:
+        """Whether it is closed, or being closed: then what is open is closed along with it."""
+        return self.closed or self.leaving != NULL
+
     cdef nv_ctx* ctx(self) except NULL:
         cdef void* c = nv_tls_get(self.key)
         if c != NULL:
@@ -249,7 +269,7 @@ cdef class Process:
         """The calling thread's context: known under another arena's name, or a new slot."""
         cdef int nr
         cdef nv_ctx* c
-        if self.closed:
+        if self.over():
             raise ValueError("operation on a closed file system")
         known = self.contexts.get(threading.get_ident())
         if known is not None:
@@ -280,7 +300,9 @@ cdef class Process:
         cdef uint64_t cell
         cdef uint32_t i
         self.inherited = {}
-        if self.closed or len(self.free_cells) == self.n_pages * OPEN_CELLS:
+        if self.over():
+            return
+        if len(self.free_cells) == self.n_pages * OPEN_CELLS:
             return
         c = self.ctx()
         for i in range(self.n_pages * OPEN_CELLS):
@@ -296,6 +318,9 @@ cdef class Process:
         cdef uint32_t n = self.n_pages
         cdef uint32_t i
         cdef nv_node node
+        if self.leaving != NULL:
+            # Another thread of the parent is closing it, and what it does is done there.
+            self.closed = True
         if self.closed:
             return
         self.key = _fresh_key()
@@ -324,14 +349,31 @@ cdef class Process:
 
         BufferError if a mapping is still used as a buffer: then nothing is closed.
         """
-        if not self.closed:
+        if not self.over():
             self._drop_mappings()
             self._leave()
+
+    cdef void retire(self, nv_ctx* c) except *:
+        """From here on only the caller, with `c`, uses the arena: others are refused, or waited for."""
+        self.leaving = c
+        # Contexts that other threads remember are found under the old key only.
+        self.key = _fresh_key()
+        nv_tls_set(self.key, c)
+        try:
+            while any((<nv_ctx*><size_t>value).away for value in self.contexts.values()
+                      if <nv_ctx*><size_t>value != c):
+                time.sleep(AWAY_S)
+        except BaseException:
+            # Interrupted: nothing is closed.
+            self.leaving = NULL
+            raise
 
     def _leave(self):
         cdef nv_ctx* c = self.ctx()
         cdef nv_ctx* other
         cdef uint32_t i
+        c.away = 0
+        self.retire(c)
         self.drop_records(c)
         for i in range(self.n_pages * OPEN_CELLS):
             if self.cell(i)[0] & <uint64_t>CELL_SNAPSHOT:
@@ -362,7 +404,6 @@ cdef class Process:
             dram_free(c, dram_off(c, self.pages[i]), DRAM_PAGE)
         self.n_pages = 0
         self.closed = True
-        # Contexts that other threads remember are found under the old key only.
         self.key = _fresh_key()
         slot_give_back(c, slot_at(c, self.slot))
         free(c)
@@ -371,13 +412,30 @@ cdef class Process:
         self._unmap()
 
     def abandon(self):
-        """Lets go without touching the arena: its DRAM is about to be dropped under it."""
-        if not self.closed:
+        """Lets go without touching the arena: its DRAM is about to be dropped under it.
+
+        What is mapped stays in place, with zeros, as memory of this process alone.
+        """
+        cdef bint unused = self.faults == NULL
+        if not self.over():
+            self.retire(self.ctx())
             self.closed = True
             self.key = _fresh_key()
             self.contexts = {}
             _cores.discard(self)
-            self._unmap()
+            for mapping in list(self.mappings):
+                mapping.abandon()
+            if unused:
+                self._unmap()
+            else:
+                # The thread that resolves faults may be in the arena yet.
+                self.views = 0
+                Py_INCREF(self)
+
+    def abandon_if(self, dram):
+        """As `abandon`, if its DRAM segment is the file of this os.stat_result."""
+        if not self.over() and os.path.samestat(os.fstat(self.arena.dram_fd), dram):
+            self.abandon()
 
     def __enter__(self):
         return self
@@ -439,6 +497,7 @@ cdef class Process:
         cdef nv_slot* process = slot_at(c, self.slot)
         cdef nv_map* m
         cdef uint64_t off = 0
+        c.away = 1
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
             m = map_find(c, process.map_head, 0)
@@ -452,6 +511,7 @@ cdef class Process:
             if m != NULL:
                 m[0] = what[0]
             lock_drop(c, &c.hdr.snapshot_lock)
+        c.away = 0
         if m == NULL:
             raise OSError(_errno.ENOSPC, "no shared memory for another mapping")
         return m
@@ -478,10 +538,12 @@ cdef class Process:
     cdef int admit(self, nv_ctx* c, nv_map* m, uint8_t* at, uint64_t pages) except? 1:
         """Lets stores into a new mapping be caught; 0 or -errno."""
         cdef int rc
+        c.away = 1
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
             rc = faults_add(c, self.faults, m, at, pages)
             lock_drop(c, &c.hdr.snapshot_lock)
+        c.away = 0
         return rc
 
     def _drop_mappings(self):
@@ -542,6 +604,7 @@ cdef class Process:
         """Holds a snapshot open in a cell; False if there is no such snapshot, or only till those
         close it that have it open: nobody but their children joins them."""
         cdef nv_snapshot* s
+        c.away = 1
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
             s = snap_find(c, cell & ~<uint64_t>CELL_SNAPSHOT)
@@ -551,12 +614,14 @@ cdef class Process:
                 self.cell(nr)[0] = cell
                 s.opens += 1
             lock_drop(c, &c.hdr.snapshot_lock)
+        c.away = 0
         return s != NULL
 
     cdef void release_snapshot(self, nv_ctx* c, uint32_t nr) except *:
         """Gives back the cell of an open snapshot."""
         cdef uint64_t* cell = self.cell(nr)
         cdef nv_snapshot* s
+        c.away = 1
         with nogil:
             lock_take(c, &c.hdr.snapshot_lock, RANK_SNAPSHOT)
             s = snap_find(c, cell[0] & ~<uint64_t>CELL_SNAPSHOT)
@@ -564,18 +629,28 @@ cdef class Process:
                 s.opens -= 1
             cell[0] = 0
             lock_drop(c, &c.hdr.snapshot_lock)
+        c.away = 0
         self.free_cells.append(nr)
 
     cdef int again(self, nv_ctx* c, int64_t rc) except -1:
-        """True if an operation has to be done again, now allowed to wait."""
-        if rc == -ENOSPC:
-            return self.make_space(c)
-        if rc > NV_RETRY or rc < NV_FROZEN:
+        """True if an operation has to be done again, without the GIL, and asking here once more.
+
+        Until then it counts as away: whoever closes the file system waits for it.
+        """
+        c.away = 0
+        if rc > NV_RETRY and rc != -ENOSPC or rc < NV_FROZEN:
+            return 0
+        if rc == -ENOSPC and not self.make_space(c):
             return 0
         if rc == NV_FROZEN:
+            c.away = 1
             with nogil:
                 gate_wait(c, 100000000)
+            c.away = 0
             PyErr_CheckSignals()
+        if self.leaving != NULL and self.leaving != c:
+            raise ValueError("operation on a closed file system")
+        c.away = 1
         return 1
 
     cdef int make_space(self, nv_ctx* c) except -1:
@@ -584,8 +659,10 @@ cdef class Process:
         cdef int64_t left
         if waiting == 0:
             return 0
+        c.away = 1
         with nogil:
             left = clean_lists(c, CLEAN_STEP)
+        c.away = 0
         PyErr_CheckSignals()
         return left >= 0 and <uint64_t>left < waiting
 
@@ -593,5 +670,7 @@ cdef class Process:
         """The log that the last operation found too long is collected."""
         cdef uint64_t ino = c.gc_ino
         c.gc_ino = 0
+        c.away = 1
         with nogil:
             gc_inode(c, ino)
+        c.away = 0

@@ -15,15 +15,18 @@ without a word, and kill its first user later. So creation fails with "needs X, 
 Invariants
 - SEG-1: a segment is mapped only with its memory reserved; a failed creation leaves nothing.
 - SEG-2: attaching never creates, resizes or removes a segment.
+- SEG-3: the engine's supervisor, and nobody else, holds PMEM's file locked (`try_lock`).
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import mmap
 import os
 import re
+import struct
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -264,11 +267,43 @@ def _attach(path: Path) -> Segment:
         raise
 
 
+# --------------------------------------------------------------------------------------- locks
+
+
+def _whole(kind: int) -> bytes:
+    """A `struct flock` of all of a file."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
+
+
+def try_lock(fd: int) -> bool:
+    """Lock an open file for as long as its description is open; False if somebody else has it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole(fcntl.F_WRLCK))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has the file locked by `try_lock`; asking disturbs nobody who wants to."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _whole(fcntl.F_WRLCK))
+    finally:
+        os.close(fd)
+    return int(struct.unpack("hhqqi4x", found)[0]) != fcntl.F_UNLCK
+
+
 # ---------------------------------------------------------------------------------------- PMEM
 
 
 def parse_backing(backing: str) -> Path | None:
     """Path of `backing="file:PATH"`, made absolute; None for "shm". Else ValueError."""
+    if not isinstance(backing, str):
+        raise TypeError(f"backing is a str, not {type(backing).__name__}")
     if backing == "shm":
         return None
     if backing.startswith(FILE_PREFIX) and len(backing) > len(FILE_PREFIX):

@@ -54,12 +54,12 @@ cdef class SnapshotCore:
         self.is_open = True
 
     def __dealloc__(self):
-        if self.is_open and self.core is not None and not self.core.closed:
+        if self.is_open and self.core is not None and not self.core.over():
             self._release()
 
     def close(self):
         """Lets the snapshot go: it may be deleted again. Safe to call twice."""
-        if self.is_open and not self.core.closed:
+        if self.is_open and not self.core.over():
             self._release()
         self.is_open = False
         self.inodes = {}
@@ -99,8 +99,10 @@ cdef class SnapshotCore:
         node.xattrs = {}
         node.attr.ino = ino
         try:
+            c.away = 1
             with nogil:
                 rc = build(c, node, self.epoch_id, &named)
+            c.away = 0
             if rc == -ENOMEM:
                 raise MemoryError
             if rc:
@@ -128,6 +130,7 @@ cdef class SnapshotCore:
         cdef nv_inode_header* h = header_of(c, node.attr.ino)
         cdef uint64_t seen
         cdef int rc = 0
+        c.away = 1
         with nogil:
             while rc == 0:
                 # Another thread may renew the node meanwhile: what counts is what it was before.
@@ -138,6 +141,7 @@ cdef class SnapshotCore:
                 if nv_load64(&h.preserved) == seen:
                     break
                 rc = renew(c, node, self.epoch_id)
+        c.away = 0
         if rc:
             raise errors.CorruptArena(f"inode {node.attr.ino} of snapshot {self.epoch_id} is gone",
                                       "run fsck")
@@ -260,7 +264,7 @@ cdef class SnapshotCore:
         file = self.os_open(path, flags)
         if binary:
             return file
-        return io.TextIOWrapper(io.BufferedReader(file), encoding, errors, newline)
+        return (<object>self.core).text_type(io.BufferedReader(file), encoding, errors, newline)
 
     def os_open(self, path, int flags, int mode=0o666):
         """Opens a file with os.O_* flags; OSError(EROFS) unless it is for reading only."""
@@ -379,8 +383,10 @@ class SnapshotFile(io.RawIOBase):
         cdef uint64_t block, n
         cdef nv_ctx* c = view.core.ctx()
         cdef int rc
+        c.away = 1
         with nogil:
             rc = renew(c, node, view.epoch_id)
+        c.away = 0
         if rc:
             raise_errno(-ENOENT, self.name, None)
         pieces = []

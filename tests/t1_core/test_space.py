@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import nova_mp
+from nova_mp.client.attached import AttachedFileSystem
 from nova_mp.client.base import FileSystem
 
 SMALL_BYTES = 16 << 20
@@ -160,3 +161,23 @@ def test_snapshots_hold_space_until_deleted(small: FileSystem, free_before: int)
     small.write_bytes("/g", bytes(3 << 20))
     assert small.stat("/g").st_size == 3 << 20
     assert made
+
+
+@pytest.mark.parametrize("size", [1 << 30, 1 << 40, (1 << 43) - (1 << 20)])
+def test_what_can_never_fit_takes_nothing(small: FileSystem, free_before: int, size: int) -> None:
+    """No index is made for blocks that there are not: memory for it is everybody's."""
+    with small.open("/file", "w+b") as file:
+        file.write(b"here")
+        before = small.stats()["dram"]["bytes_used"]
+        with pytest.raises(OSError, match="No space") as raised:
+            file.fallocate(0, size)
+        assert no_space(raised.value)
+        with pytest.raises(OSError, match="No space"):
+            file.pwrite(bytes(2 * SMALL_BYTES), size)
+        file.truncate(size)
+        if isinstance(small, AttachedFileSystem):
+            with pytest.raises(OSError, match="No space"):
+                file.mmap()
+        assert small.stats()["dram"]["bytes_used"] <= before + (64 << 10)
+        file.seek(0)
+        assert file.read(5) == b"here\0"

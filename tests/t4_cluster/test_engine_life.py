@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -65,6 +66,31 @@ def test_an_arena_has_one_engine(name: str) -> None:
         with pytest.raises(nova_mp.EngineRunning):
             nova_mp.destroy(name)
         assert processes(name) == pids
+
+
+def test_an_engine_with_another_runtime_folder_is_seen(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a login with XDG_RUNTIME_DIR, and of cron without."""
+    with nova_mp.start(name):
+        with nova_mp.attach(name) as fs:
+            fs.write_bytes("/a", b"kept")
+        pids = processes(name)
+        with monkeypatch.context() as patch, tempfile.TemporaryDirectory(prefix="nv") as other:
+            patch.setenv("NOVA_MP_RUNTIME_DIR", other)
+            assert nova_mp.status(name)["state"] == "unreachable"
+            for refused in (nova_mp.start, nova_mp.destroy, nova_mp.crash):
+                with pytest.raises(nova_mp.EngineRunning, match="another runtime folder") as found:
+                    refused(name)
+                assert "NOVA_MP_RUNTIME_DIR" in found.value.remedy
+            with pytest.raises(nova_mp.EngineRunning):
+                nova_mp.destroy(name, force=True)
+            for unreached in (nova_mp.stop, nova_mp.connect, nova_mp.attach):
+                with pytest.raises(nova_mp.EngineNotRunning, match="is not in"):
+                    unreached(name)
+        assert processes(name) == pids
+        with nova_mp.attach(name) as fs:
+            assert fs.read_bytes("/a") == b"kept"
 
 
 def test_of_starts_at_the_same_time_one_wins(name: str) -> None:

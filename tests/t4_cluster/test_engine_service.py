@@ -349,6 +349,26 @@ def test_processes_are_named(engine: nova_mp.Engine) -> None:
     }
 
 
+def test_workers_have_cores_of_their_own_where_there_are_enough(arena_prefix: str) -> None:
+    mine = os.sched_getaffinity(0)
+    for cpus in (1, len(mine)):
+        name = f"{arena_prefix}pinned{cpus}"
+        nova_mp.mkfs(name, "32MiB", cpus)
+        try:
+            with nova_mp.start(name) as engine:
+                pids = [row["pid"] for row in engine.status()["processes"]
+                        if row["title"].startswith("worker")]
+                places = [os.sched_getaffinity(pid) for pid in pids]
+        finally:
+            nova_mp.destroy(name, force=True)
+        assert len(places) == cpus
+        if len(mine) >= 2 * cpus:
+            assert all(len(place) == 1 and place < mine for place in places)
+            assert len(set.union(*places)) == cpus, "no two on one core"
+        else:
+            assert places == [mine] * cpus
+
+
 def test_the_log_is_one_object_a_line(engine: nova_mp.Engine) -> None:
     lines = (config.runtime_path(engine.name) / "engine.log").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
