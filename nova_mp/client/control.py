@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import threading
 import time
 import uuid
@@ -34,6 +35,9 @@ TIMEOUT_S = 30.0
 
 SECONDS_MAX = 1e6
 """Longest time limit of a freeze: eleven days."""
+
+LISTENING_S = 5.0
+"""How long the first connection by TCP may take."""
 
 RESEND_S = 2.0
 """A request without a reply is sent again: the coordinator may have been restarted."""
@@ -123,6 +127,22 @@ class ControlClient:
         self._sequence = itertools.count(1)
 
     # ------------------------------------------------------------------------------- requests
+
+    def check_listening(self) -> None:
+        """Raise EngineNotRunning if it shows at once that nobody listens at a TCP address.
+
+        ZeroMQ goes on trying, which is right for an engine that is restarted, and tells nobody.
+        """
+        if not self.address.startswith("tcp://"):
+            return
+        host, _, port = self.address.removeprefix("tcp://").rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), LISTENING_S).close()
+        except OSError as error:
+            raise EngineNotRunning(
+                f"nobody listens at {self.address}: {error.strerror or error}",
+                "check the address, and there start the engine with: nova-mp start NAME --tcp",
+            ) from None
 
     def hello(self) -> m.HelloReply:
         """Who the engine is and where its workers listen."""

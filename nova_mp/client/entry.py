@@ -52,9 +52,13 @@ def connect(
     if not isinstance(name_or_address, str):
         raise TypeError(f"an arena's name is a str, not {type(name_or_address).__name__}")
     limit = TIMEOUT_S if timeout is None else timeout
-    pair = load_client(keys) if name_or_address.startswith("tcp://") else None
+    pair = None
+    if name_or_address.startswith("tcp://"):
+        config.tcp_endpoints(name_or_address, 1)
+        pair = load_client(keys)
     control = ControlClient(name_or_address, limit, keys=pair)
     try:
+        control.check_listening()
         hello = control.hello()
         # An engine does not know by which name or address a client on another machine sees it.
         places = hello if pair is None else config.tcp_endpoints(name_or_address, hello.cpus)

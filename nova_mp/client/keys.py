@@ -203,6 +203,8 @@ def unlock(socket: Any, address: str, keys: Keys | None) -> None:
     if keys is None:
         raise AccessRefused(f"{address} is reached with keys only", _REMEDY)
     watch_over(socket)
+    if "[" in address:
+        socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.engine)

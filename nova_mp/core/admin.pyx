@@ -130,13 +130,16 @@ cdef class Admin(Process):
     def snapshot_create(self, name=None):
         """Takes a snapshot; returns its id once it is complete. Called by the coordinator only."""
         cdef nv_ctx* c = self.ctx()
-        cdef bytes text = (name or "").encode()
+        cdef bytes text = (name or "").encode(errors="replace")
         cdef const char* p = PyBytes_AS_STRING(text)
         cdef uint32_t n = PyBytes_GET_SIZE(text)
         cdef uint64_t epoch_id = 0
         cdef int rc
-        if name is not None and (not name or name.isdigit() or not set(name).isdisjoint("/@\0")):
-            raise ValueError(f"a snapshot's name is no number and has no '/' or '@': {name!r}")
+        if name is not None and (not name.isprintable() or name.strip() != name
+                                 or name[:1] in ("", "-") or name.isdigit()
+                                 or not set(name).isdisjoint("/@")):
+            raise ValueError("a snapshot's name is printable text, no number, without '/' and '@', "
+                             f"and begins with no '-': {name!r}")
         c.away = 1
         with nogil:
             rc = snap_create(c, p, n, &epoch_id)

@@ -64,6 +64,9 @@ cdef bare_context(_Mapping m, nv_ctx* c):
     c.hdr = m.arena.hdr
 
 
+LABEL_MAX_BYTES = 31
+
+
 def format_arena(pmem, *, int cpus, uint64_t inode_limit=0, str label=""):
     """Writes an empty file system over all of `pmem` (mkfs).
 
@@ -73,7 +76,9 @@ def format_arena(pmem, *, int cpus, uint64_t inode_limit=0, str label=""):
     cdef _Mapping m = _Mapping(pmem)
     cdef nv_ctx c
     cdef bytes uuid = os.urandom(16)
-    cdef bytes name = label.encode()[:31]
+    cdef bytes name = label.encode(errors="surrogateescape")
+    if len(name) > LABEL_MAX_BYTES or not label.isprintable():
+        raise ValueError(f"a label is printable text of at most {LABEL_MAX_BYTES} bytes: {label!r}")
     if not 1 <= cpus <= MAX_CPUS:
         raise ValueError(f"cpus must be 1 to {MAX_CPUS}, not {cpus}")
     if not MIN_BLOCKS <= m.arena.pm_bytes // BLOCK_BYTES <= MAX_BLOCKS:

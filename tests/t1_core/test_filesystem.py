@@ -649,3 +649,13 @@ def test_a_view_is_closed_by_whoever_opened_it(fs: FileSystem) -> None:
     # A finalizer of a remote view leaves the message to the next request.
     fs.exists("/")
     fs.snapshots.delete(snapshot)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "12", "a/b", "a@b", "a\0b", "a\nb", "\x1b[1m", " a", "a ", "-a", "\udcff"]
+)
+def test_names_that_no_snapshot_can_have(fs: FileSystem, name: str) -> None:
+    before = len(fs.snapshots)
+    with pytest.raises(ValueError, match="snapshot's name"):
+        fs.snapshots.create(name)
+    assert len(fs.snapshots) == before

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,46 @@ def test_key_files_that_cannot_be_trusted(tmp_path: Path, wrong: str) -> None:
         keys.load_client(keys.make_engine(tmp_path / "other")[0])
     with pytest.raises(ValueError, match="bad client name"):
         keys.make_client(tmp_path / "other", "../up")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tcp://127.0.0.1:{port}", "refused"),
+        ("tcp://no-such-host.invalid:{port}", "nobody listens"),
+    ],
+)
+def test_an_address_without_a_listener_is_told_at_once(
+    folder: Path, address: str, reason: str
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(nova_mp.EngineNotRunning, match=reason):
+        nova_mp.connect(address.format(port=free_ports(2 + CPUS)), keys=folder)
+    # A resolver may try for a while, but not for the whole time limit of a request.
+    assert time.monotonic() - began < 25
+
+
+@pytest.mark.parametrize("address", ["tcp://", "tcp://host", "tcp://host:0", "tcp://host:port"])
+def test_addresses_that_are_none(folder: Path, address: str) -> None:
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        nova_mp.connect(address, keys=folder)
+
+
+def test_ipv6(arena_prefix: str, folder: Path) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    name = f"{arena_prefix}six"
+    nova_mp.mkfs(name, "32MiB", 1)
+    try:
+        with (
+            nova_mp.start(name, tcp=f"[::1]:{free_ports(3)}", keys=folder) as engine,
+            nova_mp.connect(str(engine.tcp_address), keys=folder) as fs,
+        ):
+            fs.write_bytes("/file", b"six")
+            assert fs.read_bytes("/file") == b"six"
+            assert fs.snapshots.create().epoch_id == 1
+    finally:
+        nova_mp.destroy(name, force=True)
