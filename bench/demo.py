@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import sysconfig
@@ -22,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nova_mp.config import parse_size
+from nova_mp.config import CPUS_MAX, parse_size
 from nova_mp.errors import NovaError
 from nova_mp.tools import fsck
 
@@ -328,14 +329,18 @@ def parse_arguments(arguments: list[str] | None) -> tuple[Options, argparse.Name
     parser.add_argument("--seconds", type=float, default=4.0, help="how long they rewrite")
     parser.add_argument("--rate", type=float, default=20.0, help="snapshots a second")
     parser.add_argument("--tree", default=sysconfig.get_path("stdlib"), help="what to import")
-    parser.add_argument("--size", type=parse_size, default=0, help="arena, such as 1GiB")
+    parser.add_argument("--size", type=_size, default=0, help="arena, such as 1GiB")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="the whole result on stdout")
     parser.add_argument("--out", type=Path, help="also write the result as JSON to this file")
     chosen = parser.parse_args(arguments)
-    for name in ("clients", "cpus", "seconds", "rate"):
-        if getattr(chosen, name) <= 0:
-            parser.error(f"--{name} must be positive")
+    for name, most in (("clients", 128), ("cpus", CPUS_MAX), ("seconds", 86_400), ("rate", 1000)):
+        if not 0 < getattr(chosen, name) <= most:
+            parser.error(f"--{name} must be more than 0 and at most {most:,}")
+    if not Path(chosen.tree).is_dir():
+        parser.error(f"--tree: {chosen.tree} is no directory")
+    if chosen.out and (chosen.out.is_dir() or not chosen.out.absolute().parent.is_dir()):
+        parser.error(f"--out: {chosen.out} is no file in a directory that exists")
     options = Options(
         chosen.clients, chosen.cpus, chosen.seconds, chosen.rate, chosen.tree, chosen.size,
         chosen.seed,
@@ -343,9 +348,26 @@ def parse_arguments(arguments: list[str] | None) -> tuple[Options, argparse.Name
     return options, chosen
 
 
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def failed(verb: str, what: str, error: Exception) -> int:
+    """Say what could not be done, and why; returns the exit code."""
+    reason = error.reason if isinstance(error, NovaError) else str(error)
+    hint = getattr(error, "remedy", "") or "see: python -m nova_mp.bench.demo --help"
+    print(f"nova-mp: cannot {verb} '{what}': {reason}\n  hint: {hint}", file=sys.stderr)
+    return 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; 0 when all checks passed, 1 when not, 130 when interrupted."""
     options, chosen = parse_arguments(arguments)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -357,17 +379,27 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the arena and the clients are gone", file=sys.stderr)
         return 130
-    except (NovaError, OSError) as error:
-        print(f"nova-mp: cannot run 'demo': {error}", file=sys.stderr)
-        return 1
+    except (NovaError, OSError, ValueError) as error:
+        return failed("run", "demo", error)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if chosen.json:
-        print(json.dumps(result))
-    else:
-        print_result(result)
+    try:
+        if chosen.out:
+            chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        return failed("write", str(chosen.out), error)
+    try:
+        if chosen.json:
+            print(json.dumps(result))
+        else:
+            print_result(result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing more is written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return failed("write", "standard output", error)
     return 0 if result["passed"] else 1
 
 

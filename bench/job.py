@@ -10,6 +10,7 @@ win.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ PEERS = ("tmpfs", "directory")
 
 T = TypeVar("T")
 
+KEYS_ARE_IN = "docs/BENCHMARKS.md has the keys"
 NO_KEYS: dict[str, Any] = {}
 NO_ROWS: list[Any] = []
 
@@ -130,12 +132,12 @@ class Table:
         self.known.append(key)
         if key not in self.values:
             if default is None:
-                raise JobError(f"{self.where} lacks '{key}'", "see docs/BENCHMARKS.md for the keys")
+                raise JobError(f"{self.where} lacks '{key}'", KEYS_ARE_IN)
             return default
         try:
             return convert(self.values.pop(key))
         except (ValueError, TypeError) as error:
-            raise JobError(f"{self.where}.{key}: {error}") from error
+            raise JobError(f"{self.where}.{key}: {error}", KEYS_ARE_IN) from error
 
     def done(self) -> None:
         """Raise JobError when the table holds a key that nobody took."""
@@ -160,7 +162,9 @@ def whole(low: int, high: int = 2**63 - 1) -> Callable[[Any], int]:
 
 def number(value: Any) -> float:
     """A converter for numbers that are not negative."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (
+        0 <= value < math.inf
+    ):
         raise ValueError(f"expected a number that is not negative, got {value!r}")
     return float(value)
 
@@ -210,13 +214,31 @@ def flag(value: Any) -> bool:
 
 def read_tables(path: Path) -> dict[str, Any]:
     """The tables of a job file with its presets merged in; raises JobError, FileNotFoundError."""
+    return _read_with_includes(path, ())
+
+
+def _read_with_includes(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    real = path.resolve()
+    if real in above:
+        raise JobError(f"{path} includes itself", "take it out of one of the include lists")
+    if path.is_dir():
+        raise JobError(f"{path} is a directory", "name a job file in it")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path} is not TOML: {error}") from error
+        raise JobError(f"{path} is not TOML: {error}", "mend that line") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path} is no text in UTF-8", "name a job file, in TOML") from error
+    names = tables.pop("include", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise JobError(
+            f"{path.name}.include: expected a list of file names, got {names!r}",
+            'write it as include = ["media-pmem.toml"]',
+        )
     merged: dict[str, Any] = {}
-    for name in tables.pop("include", []):
-        merged = _merge(merged, read_tables(find_preset(str(name), path.parent)))
+    for name in names:
+        found = find_preset(name, path.parent)
+        merged = _merge(merged, _read_with_includes(found, (*above, real)))
     return _merge(merged, tables)
 
 

@@ -28,7 +28,6 @@ from multiprocessing.connection import Connection
 from time import perf_counter_ns
 from typing import Any, Protocol
 
-from .peers import scratch_directory
 from .snapload import spread, touch_all
 from .snappeers import Fork
 from .timing import collector_off
@@ -296,18 +295,24 @@ def long_stores(words: Any, seed: int, stop: Callable[[], bool]) -> list[tuple[i
 # -------------------------------------------------------------------------------- processes
 
 
-def mapped_main(pipe: Connection, name: str, plan: MappedPlan, protection: str) -> None:
-    """A process that maps files of an arena: measures, then stores until it is told to stop."""
+def mapped_main(
+    pipe: Connection, where: str, name: str, plan: MappedPlan, protection: str
+) -> None:
+    """A process that maps files of an arena: measures, then stores until it is told to stop.
+
+    What lies in the directory `where` the parent removes: this process may be killed.
+    """
     import nova_mp
 
     os.environ["NOVA_MP_MMAP_PROTECTION"] = protection
     with collector_off(), nova_mp.attach(name) as file_system, ExitStack() as stack:
         touch_all(file_system)
-        found = _measured(plan, lambda size: Mapped(file_system, f"/{size}", size, stack), stack)
+        found = _measured(plan, lambda size: Mapped(file_system, f"/{size}", size, stack), where)
         memory = Mapped(file_system, "/pause", plan.large_bytes, stack)
         memory.words[::WORDS] = 1
-        pipe.send(("ok", found))
-        with suppress(EOFError):
+        # Whoever stopped the run does not want the answers any more.
+        with suppress(EOFError, ConnectionError):
+            pipe.send(("ok", found))
             pipe.recv()
             pipe.send(("ok", None))
             stores = long_stores(memory.words, plan.seed, pipe.poll)
@@ -317,9 +322,9 @@ def mapped_main(pipe: Connection, name: str, plan: MappedPlan, protection: str) 
         del memory
 
 
-def memory_main(pipe: Connection, kind: str, plan: MappedPlan) -> None:
-    """A process with memory of another kind."""
-    with collector_off(), scratch_directory("/dev/shm") as where, ExitStack() as stack:
+def memory_main(pipe: Connection, where: str, kind: str, plan: MappedPlan) -> None:
+    """A process with memory of another kind; the directory `where` is as in `mapped_main`."""
+    with collector_off():
         if kind == "mprotect":
             large = Protected(where, plan.large_bytes)
             pipe.send(("ok", {"freeze": freeze(large, plan.repeats)}))
@@ -328,7 +333,7 @@ def memory_main(pipe: Connection, kind: str, plan: MappedPlan) -> None:
                 "fork": Forked, "copy": lambda size: Copied(where, size),
                 "plain": lambda size: Plain(where, size),
             }
-            found = _measured(plan, makers[kind], stack)
+            found = _measured(plan, makers[kind], where)
             if kind != "plain":
                 found["pause"] = spread(own_pauses(makers[kind](plan.large_bytes), plan))
             pipe.send(("ok", found))
@@ -336,12 +341,9 @@ def memory_main(pipe: Connection, kind: str, plan: MappedPlan) -> None:
             pipe.recv()
 
 
-def _measured(
-    plan: MappedPlan, make: Callable[[int], Memory], stack: ExitStack
-) -> dict[str, Any]:
+def _measured(plan: MappedPlan, make: Callable[[int], Memory], where: str) -> dict[str, Any]:
     small = make(plan.small_bytes)
     small.words[::WORDS] = 1
-    where = stack.enter_context(scratch_directory("/dev/shm"))
     found = first_stores(small, plan)
     plain = Plain(where, plan.small_bytes).words
     if isinstance(small, Mapped):

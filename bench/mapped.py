@@ -14,13 +14,13 @@ from typing import Any
 
 import nova_mp
 from nova_mp.config import parse_size
+from nova_mp.errors import NovaError
 
 from .arena import temporary_arena
 from .environment import describe
 from .job import (
     NO_KEYS,
     ArenaSpec,
-    JobError,
     Table,
     each,
     number,
@@ -31,6 +31,7 @@ from .job import (
 )
 from .loadclient import wait_until
 from .mapcases import MappedPlan, mapped_main, memory_main, stores_beside
+from .peers import scratch_directory
 from .pool import Pool
 from .snapload import spread
 from .units import parse_duration
@@ -84,8 +85,8 @@ def run_mapped(path: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Run it and return the result; raises NovaError or OSError when it cannot be run."""
     plan, targets = load_mapped(path)
     if find_spec("numpy") is None:
-        raise JobError("stores into mapped files are measured with numpy, which is not installed",
-                       "pip install nova-mp[numpy]")
+        raise NovaError("stores into mapped files are measured with numpy, which is not installed",
+                        "pip install nova-mp[numpy]")
     report = progress or (lambda label, done, total: None)
     result: dict[str, Any] = {
         "output_version": OUTPUT_VERSION, "kind": "mapped", "name": path.stem,
@@ -95,21 +96,23 @@ def run_mapped(path: Path, progress: Progress | None = None) -> dict[str, Any]:
     kinds = ("nova_mp", *plan.peers)
     for at, kind in enumerate(kinds):
         report(WAYS[kind], at, len(kinds))
-        result["rows"].append({"kind": kind, "way": WAYS[kind], **_measure(kind, plan)})
+        with scratch_directory("/dev/shm") as where:
+            found = _measure(kind, plan, where)
+        result["rows"].append({"kind": kind, "way": WAYS[kind], **found})
     report("done", len(kinds), len(kinds))
     result["targets"] = _judge(result, targets)
     return result
 
 
-def _measure(kind: str, plan: MappedPlan) -> dict[str, Any]:
+def _measure(kind: str, plan: MappedPlan, where: str) -> dict[str, Any]:
     if kind not in ("nova_mp", "signal"):
-        with Pool(memory_main, [(kind, plan)]) as pool:
+        with Pool(memory_main, [(where, kind, plan)]) as pool:
             return dict(pool.collect(LIMIT_S)[0])
     # Two large files one after the other, a small one, and what snapshots keep of them.
     size = 3 * plan.large_bytes + 6 * plan.small_bytes + (64 << 20)
     protection = "signal" if kind == "signal" else ""
     with temporary_arena(ArenaSpec(size, 2), "mapped") as arena:
-        with Pool(mapped_main, [(arena.name, plan, protection)]) as pool:
+        with Pool(mapped_main, [(where, arena.name, plan, protection)]) as pool:
             found = dict(pool.collect(LIMIT_S)[0])
             starts: list[int]
             took: list[int]

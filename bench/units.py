@@ -5,6 +5,7 @@ Sizes are `nova_mp.config`'s: one reading of "4KiB" for the whole package.
 
 from __future__ import annotations
 
+import math
 import re
 
 _DURATIONS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "min": 60 * 10**9}
@@ -21,6 +22,8 @@ def parse_duration(value: float | str) -> int:
     if isinstance(value, int | float):
         if value < 0:
             raise ValueError(f"a duration cannot be negative: {value!r}")
+        if not value < math.inf:
+            raise ValueError(f"a duration has an end: {value!r}")
         return int(value * 1e9)
     match = _NUMBER.fullmatch(value)
     if match is None or (match[2] or "s") not in _DURATIONS:

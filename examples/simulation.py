@@ -28,6 +28,9 @@ from typing import IO, Any
 
 import nova_mp
 
+if __name__ == "__main__":
+    # Until there is something to clean up, Ctrl-C just ends it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 try:
     import numpy as np
 except ModuleNotFoundError:
@@ -41,6 +44,7 @@ HEADER = 4096
 FIELD = SIZE * SIZE * 4
 KEEP = 8
 START_S = 60.0
+SECONDS_MAX = 86400
 FRAMES_PER_SECOND = 10
 PALETTE = 128
 PATH = "/grid"
@@ -201,21 +205,28 @@ def run(name: str, seconds: float, out: str) -> dict[str, Any]:
         context.Process(target=take_snapshots, args=(name, *common)),
         context.Process(target=draw_frames, args=(name, out, *common)),
     ]
-    for process in everybody:
-        process.start()
     began = 0.0
     try:
-        ready.wait(START_S)
+        # Ctrl-C at a terminal is for all of them; they ignore it from their first moment.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for process in everybody:
+            process.start()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        await_all(ready, everybody)
         began = time.monotonic()
         print(f"{len(everybody)} processes at work for {seconds:g} s", flush=True)
         multiprocessing.connection.wait([process.sentinel for process in everybody], seconds)
     except KeyboardInterrupt:
+        # One is enough: what comes now must not be cut short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         if not began:
-            # They end as they always do, once all are there.
-            stop.set()
-            ready.wait(START_S)
-    took = time.monotonic() - (began or time.monotonic())
+            give_up(everybody)
+            raise SystemExit(130) from None
+    except BaseException:
+        give_up(everybody)
+        raise
+    took = time.monotonic() - began
     stop.set()
     for process in everybody:
         process.join()
@@ -232,25 +243,69 @@ def run(name: str, seconds: float, out: str) -> dict[str, Any]:
     return found
 
 
+def await_all(ready: Any, everybody: list[Any]) -> None:
+    """Wait until all processes are there; SystemExit if one of them is not coming."""
+    deadline = time.monotonic() + START_S
+    while ready.n_waiting < len(everybody):
+        ended = multiprocessing.connection.wait([each.sentinel for each in everybody], 0.02)
+        if ended or time.monotonic() > deadline:
+            raise SystemExit("simulation.py: its processes did not start")
+    ready.wait(START_S)
+
+
+def give_up(everybody: list[Any]) -> None:
+    """End processes that have nothing to show yet."""
+    for process in everybody:
+        if process.pid is not None:
+            process.kill()
+            process.join()
+
+
+def positive(text: str) -> float:
+    """A number of seconds, from the command line."""
+    seconds = float(text)
+    if not 0 < seconds <= SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"more than 0 and at most {SECONDS_MAX} are possible")
+    return seconds
+
+
 def main() -> None:
     """Make an arena, run the simulation on it, say what was done, leave nothing behind."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=positive, default=10.0)
     parser.add_argument("--out", default="simulation.gif", help="the GIF (default: %(default)s)")
     options = parser.parse_args()
+    try:
+        # Now, and not when everything runs.
+        with open(options.out, "ab"):
+            pass
+    except OSError as error:
+        parser.error(f"--out: {options.out}: {error.strerror}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        simulation(options.seconds, options.out)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (nova_mp.NovaError, OSError) as error:
+        sys.exit(f"simulation.py: {error}")
+
+
+def simulation(seconds: float, out: str) -> None:
+    """The arena, and all that happens on it."""
     name = f"simulation-{os.getpid()}"
     nova_mp.mkfs(name, size="64MiB", cpus=2)
     try:
         with nova_mp.start(name):
             with nova_mp.attach(name) as fs:
                 prepare(fs)
-            found = run(name, options.seconds, options.out)
+            found = run(name, seconds, out)
     finally:
         nova_mp.destroy(name, force=True)
     drawn, torn = found["frames"]
     print(f"{min(found['bands'])} steps of {SIZE} x {SIZE} cells in {BANDS} processes")
     print(f"{found['snapshots'][0]} snapshots in {found['seconds']:.1f} s")
-    print(f"{drawn} frames in {options.out}, {Path(options.out).stat().st_size >> 10} KiB; "
+    print(f"{drawn} frames in {out}, {Path(out).stat().st_size >> 10} KiB; "
           f"{torn} of them torn")
 
 

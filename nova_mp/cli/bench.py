@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from nova_mp.cli import progress
 from nova_mp.cli.command import VerbGroup, verb
 from nova_mp.cli.output import Column, ListStyle, table
-from nova_mp.cli.report import Refused, Report
+from nova_mp.cli.report import USAGE, Refused, Report
 
 
 @click.group("bench", cls=VerbGroup)
@@ -49,9 +50,10 @@ def run(
     report.as_json = json_path == "-"
     out = None if report.as_json else json_path
     result: dict[str, Any] = {}
-    with report.attempt(job):
+    with ExitStack() as stack, report.attempt(job):
         path = find_job(job)
-        _check_writable(out, html_path)
+        for place in filter(None, (out, html_path)):
+            stack.enter_context(_writable(place))
         from nova_mp.bench.run import run_job
 
         with progress.step_bar("measuring", progress.wanted(report.as_json)) as update:
@@ -69,11 +71,23 @@ def run(
     return result
 
 
-def _check_writable(*paths: str | None) -> None:
-    """Find out before the run, not after it, that a result cannot be written."""
-    for path in filter(None, paths):
-        with open(path, "a"):
-            pass
+@contextmanager
+def _writable(place: str) -> Iterator[None]:
+    """Find out before the run, not after it, that a result cannot be written.
+
+    No empty file is left where there was none, if the run fails.
+    """
+    path = Path(place)
+    if path.is_dir():
+        raise Refused(f"{place} is a directory", "name a file in it for the result", USAGE)
+    was_there = path.exists()
+    with open(path, "a"):
+        pass
+    try:
+        yield
+    finally:
+        if not was_there and path.is_file() and not path.stat().st_size:
+            path.unlink()
 
 
 def find_job(job: str) -> Path:

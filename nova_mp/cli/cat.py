@@ -10,8 +10,11 @@ import click
 
 from nova_mp.cli.command import verb
 from nova_mp.cli.operands import Arenas, Operand, OperandType
-from nova_mp.cli.report import Report
+from nova_mp.cli.report import Refused, Report
 from nova_mp.client.transfer import CHUNK_BYTES
+
+JSON_BYTES_MAX = 256 << 20
+"""The object takes several times as much memory while it is made."""
 
 
 @verb(
@@ -27,14 +30,15 @@ from nova_mp.client.transfer import CHUNK_BYTES
 def command(report: Report, operands: tuple[Operand, ...]) -> dict[str, Any]:
     """Print files.
 
-    With --json the contents are text where they are UTF-8, and base64 otherwise.
+    With --json the contents are text where they are UTF-8, and base64 otherwise; of files up to
+    256 MiB.
     """
     files = []
     with Arenas() as arenas:
         for operand in operands:
             with report.attempt(str(operand)), arenas.open(operand).open(operand.path) as file:
                 if report.as_json:
-                    files.append({"path": str(operand), **_contents(file.read())})
+                    files.append({"path": str(operand), **_contents(_all_of(file))})
                 else:
                     _print(file)
     return {"files": files}
@@ -46,9 +50,18 @@ def _print(file: Any) -> None:
     while count := file.readinto(buffer):
         data = buffer[:count]
         while len(data):
-            # All of it at once, unless Python runs unbuffered.
             data = data[sys.stdout.buffer.write(data) :]
     sys.stdout.buffer.flush()
+
+
+def _all_of(file: Any) -> bytes:
+    try:
+        data = bytes(file.read(JSON_BYTES_MAX + 1))
+        if len(data) <= JSON_BYTES_MAX:
+            return data
+    except MemoryError:
+        pass
+    raise Refused("it is too large for a JSON object", "print it without --json, or copy it")
 
 
 def _contents(data: bytes) -> dict[str, Any]:

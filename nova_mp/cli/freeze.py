@@ -1,4 +1,4 @@
-"""nova-mp freeze: hold all operations until unfreeze."""
+"""nova-mp freeze: hold all changes until unfreeze."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nova_mp.cli.command import verb
-from nova_mp.cli.operands import ArenaType
+from nova_mp.cli.operands import ArenaType, SecondsType
 from nova_mp.cli.report import Report
 
 
@@ -23,17 +23,19 @@ from nova_mp.cli.report import Report
 @click.argument("name", type=ArenaType(), metavar="NAME")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=SecondsType(),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for running operations, and when it thaws by itself.",
+    help="How long to wait for running changes, and when it thaws by itself.",
 )
 def command(report: Report, name: str, timeout: float) -> dict[str, Any]:
-    """Hold all operations until unfreeze.
+    """Hold all changes until unfreeze.
 
-    What runs has finished when this returns, and the medium is clean: a byte copy of it mounts with
-    nothing to recover. It stays frozen when the command ends, for the time given at most.
+    Reads go on; whatever would change something waits. Changes that had begun have finished when
+    this returns: in a byte copy of the medium there is no journal to be redone and no orphan to be
+    reclaimed, though the next start of the copy reads its logs. It stays frozen when the command
+    ends, for the time given at most.
     """
     from nova_mp.client.control import ControlClient
 

@@ -12,6 +12,7 @@ import click
 from nova_mp.cli import progress
 from nova_mp.cli.command import verb
 from nova_mp.cli.operands import ArenaType
+from nova_mp.cli.output import counted
 from nova_mp.cli.report import CORRUPT, Report
 
 if TYPE_CHECKING:
@@ -84,5 +85,5 @@ def command(report: Report, name: str) -> dict[str, Any]:
         report.say(f"{name} is sound")
     else:
         report.exit_code = CORRUPT
-        report.say(f"{name} is damaged: {sum(found.counts.values())} findings")
+        report.say(f"{name} is damaged: {counted(sum(found.counts.values()), 'finding')}")
     return {"name": name, "report": found.as_dict()}

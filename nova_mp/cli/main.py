@@ -5,8 +5,10 @@ A verb's module is imported when the verb is used: `nova-mp --help` needs none o
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -43,8 +45,8 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "Snapshots": {
         "snapshot": "Create, list, show and delete snapshots.",
-        "freeze": "Hold all operations until unfreeze.",
-        "unfreeze": "Let operations go on after a freeze.",
+        "freeze": "Hold all changes until unfreeze.",
+        "unfreeze": "Let changes go on after a freeze.",
     },
     "Inspection": {
         "fsck": "Check an arena's structure.",
@@ -148,6 +150,19 @@ def main(args: list[str]) -> int:
     if COMPLETE_VARIABLE in os.environ:
         importlib.import_module("nova_mp.cli.completion").install()
     try:
+        return _run(args)
+    except report.OutputFailed as error:
+        _drop_output()
+        if error.closed:
+            # Whoever read our output has seen enough.
+            return report.DONE
+        problem = report.output_problem(error)
+        click.echo(problem.text(), err=True)
+        return problem.exit_code
+
+
+def _run(args: list[str]) -> int:
+    try:
         code = program.main(args, prog_name="nova-mp", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else report.DONE
@@ -164,25 +179,25 @@ def main(args: list[str]) -> int:
             return report.TERMINATED
         click.echo("nova-mp: interrupted", err=True)
         return report.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        _drop_output()
-        return report.DONE
     except ImportError as error:
         click.echo(f"nova-mp: cannot load a part of the package: {error}", err=True)
         click.echo("  hint: build the native core: make build, or pip install again", err=True)
         return report.FAILED
     except (OSError, NovaError) as error:
-        # Mostly output that cannot be written; what concerns an operand is told by its verb.
-        _drop_output()
+        # What concerns an operand is told by its verb.
         problem = report.problem_of(error, "run", "nova-mp " + " ".join(args[:1]))
         click.echo(problem.text(), err=True)
         return problem.exit_code
+    except MemoryError:
+        click.echo("nova-mp: out of memory\n  hint: take less at once, or free some", err=True)
+        return report.FAILED
 
 
 def _usage(args: list[str], path: str, error: click.UsageError) -> int:
     reason = _sentence(error.format_message())
     hint = getattr(error, "hint", f"see: {path} --help")
+    if isinstance(error, click.NoSuchOption) and error.option_name == "--json":
+        hint = f"it comes after the command: {path} COMMAND --json"
     click.echo(f"nova-mp: {reason}\n  hint: {hint}", err=True)
     outcome = report.Report(path.partition(" ")[2], "run", as_json="--json" in args)
     outcome.problems.append(report.Problem("run", " ".join(args), reason, hint, report.USAGE))
@@ -191,11 +206,13 @@ def _usage(args: list[str], path: str, error: click.UsageError) -> int:
 
 def _drop_output() -> None:
     # Or Python would try to write the rest at exit, and complain again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(message: str) -> str:
-    message = message.strip().rstrip(".")
+    # Choices come one a line, with tabs.
+    message = " ".join(message.split()).rstrip(".")
     return message[:1].lower() + message[1:]
 
 
@@ -205,13 +222,35 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise Terminated
 
 
+def _prepare_streams() -> None:
+    """Make three streams that can be used, whatever this process was started with."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # Closed: what is printed is wanted by nobody, and there is nothing to be read. The
+            # lowest number that is free is this one.
+            os.open(os.devnull, os.O_WRONLY)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+    buffered = sys.stdout is None or not sys.stdout.line_buffering
+    # File names that are not UTF-8 come as surrogates, and leave as the bytes they were.
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(report.OutputStream(1, "w", closefd=False)),
+        encoding=sys.stdout.encoding if sys.stdout else None,
+        errors="surrogateescape",
+        line_buffering=not buffered,
+    )
+    if hasattr(sys.stderr, "reconfigure"):
+        sys.stderr.reconfigure(errors="surrogateescape")
+
+
 def run() -> NoReturn:
     """The entry point: exits with the command's code."""
     signal.signal(signal.SIGTERM, _terminate)
-    # File names that are not UTF-8 come as surrogates, and leave as the bytes they were.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")
+    _prepare_streams()
     sys.exit(main(sys.argv[1:]))
 
 

@@ -8,6 +8,7 @@ import click
 
 from nova_mp.cli.command import verb
 from nova_mp.cli.operands import ArenaType, SizeType
+from nova_mp.cli.output import counted
 from nova_mp.cli.report import Report
 from nova_mp.core.segment import format_size
 
@@ -70,5 +71,6 @@ def command(
     import nova_mp
 
     nova_mp.mkfs(name, size=size, cpus=cpus, backing=backing, inode_limit=inode_limit, label=label)
-    report.say(f"made {name}: {format_size(size)}, {cpus} CPUs; start it: nova-mp start {name}")
+    made = f"made {name}: {format_size(size)}, {counted(cpus, 'CPU')}"
+    report.say(f"{made}; start it: nova-mp start {name}")
     return {"name": name, "size_bytes": size, "cpus": cpus, "backing": backing, "label": label}

@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 # What names an arena: its name, or where an engine listens for clients with keys.
 _ARENA = r"(?:tcp://(?:\[[0-9A-Fa-f:]+\]|[^:/@\s]+):\d{1,5}|[A-Za-z0-9][A-Za-z0-9_.-]{0,63})"
 # A snapshot's name may hold anything but ":/", so the first ":/" (or a final ":") ends it.
-_OPERAND = re.compile(
+ARENA_OPERAND = re.compile(
     rf"(?P<arena>{_ARENA})(?:@(?P<snapshot>.+?))?:(?P<path>/.*)?", re.DOTALL
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}(@[^:/]+)?")
 _NO_SLASH = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})(@[^:/]+)?:(.+)", re.DOTALL)
+
+
+# Eleven days; a poll cannot wait for much more than twice that.
+SECONDS_MAX = 1_000_000.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Operand:
 
 def parse(text: str, *, local: bool = False) -> Operand:
     """The operand that `text` names; with `local` it may be a local path. ValueError if neither."""
-    match = _OPERAND.fullmatch(text)
+    match = ARENA_OPERAND.fullmatch(text)
     if match:
         path = os.path.normpath(match["path"] or "/")
         # A path may begin with two slashes and mean something else by it; not in an arena.
@@ -70,6 +74,11 @@ def parse(text: str, *, local: bool = False) -> Operand:
         raise ValueError(f"paths in an arena begin with a slash: {better}")
     example = f"{text}:/" if _NAME.fullmatch(text) else "NAME:/path or NAME@SNAPSHOT:/path"
     raise ValueError(f"{text!r} names no file in an arena: write {example}")
+
+
+def in_an_arena(text: str) -> bool:
+    """Whether `text` names a file in an arena, and no local path."""
+    return ARENA_OPERAND.fullmatch(text) is not None
 
 
 class ArenaType(click.ParamType):
@@ -89,6 +98,34 @@ class ArenaType(click.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         return [CompletionItem(name) for name in _arenas() if name.startswith(incomplete)]
+
+
+class SecondsType(click.ParamType):
+    """A time in seconds: a number above `least`, and an end to it."""
+
+    name = "seconds"
+
+    def __init__(self, least: float = 0.0, *, least_too: bool = False) -> None:
+        self.least = least
+        self.least_too = least_too
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        enough = seconds >= self.least if self.least_too else seconds > self.least
+        if not (enough and seconds <= SECONDS_MAX):
+            how = "at least" if self.least_too else "more than"
+            self.fail(
+                f"{value} is no time to wait: give {how} {self.least:g} and at most"
+                f" {SECONDS_MAX:,.0f} seconds",
+                param,
+                ctx,
+            )
+        return seconds
 
 
 class SizeType(click.ParamType):
@@ -124,7 +161,7 @@ class OperandType(click.ParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        if match := _OPERAND.fullmatch(incomplete):
+        if match := ARENA_OPERAND.fullmatch(incomplete):
             return [CompletionItem(name) for name in _paths(match)]
         items = [CompletionItem(f"{n}:/") for n in _arenas() if n.startswith(incomplete)]
         if self.local:
@@ -149,11 +186,13 @@ def _paths(match: re.Match[str]) -> list[str]:
             found = arenas.open(operand).scan(operand.path)
     except (OSError, NovaError):
         return []
-    return sorted(
+    texts = sorted(
         f"{head}{folder}/{name}{'/' if kind == 4 else ''}"
         for name, _ino, kind in found
         if name.startswith(start)
     )
+    # The shell's answer is UTF-8, so other names have to be typed.
+    return [text for text in texts if not any("\ud800" <= c <= "\udfff" for c in text)]
 
 
 class Arenas:

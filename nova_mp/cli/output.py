@@ -67,6 +67,11 @@ def facts(pairs: Sequence[tuple[str, Any]]) -> list[str]:
     return [f"{name + ':':<{width}} {value}" for name, value in pairs]
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number and what it counts: `1 file`, `2 files`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def name_for_output(name: str) -> str:
     """A file name as it is printed: as it is into a pipe, harmless on a terminal."""
     return printable(name) if sys.stdout.isatty() else name

@@ -7,17 +7,19 @@ A command with several operands goes on after a problem; it has then done its wo
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import click
 
 from nova_mp import errors
+from nova_mp.cli.operands import ARENA_OPERAND, in_an_arena
 
 OUTPUT_VERSION = 1
 
@@ -44,6 +46,7 @@ _CODE_OF_ERRNO = {
 _HINT_OF_ERRNO = {
     errno.ENOENT: "see what is there: nova-mp ls {parent}",
     errno.ENOTDIR: "see what is there: nova-mp ls {parent}",
+    errno.EEXIST: "choose another name, or see what is there: nova-mp stat {object}",
     errno.EISDIR: "it is a directory: list it with nova-mp ls, copy it with nova-mp cp -r",
     errno.ENOTEMPTY: "remove it with all that it holds: nova-mp rm -r {object}",
     errno.EROFS: "a snapshot never changes; copy from it with: nova-mp cp",
@@ -53,6 +56,32 @@ _HINT_OF_ERRNO = {
     errno.EPERM: "run it as the user who owns it",
     errno.EXDEV: "copy it with nova-mp cp, then remove it",
     errno.ELOOP: "a symbolic link leads back to itself: look with nova-mp stat",
+    errno.ENAMETOOLONG: "a name has 255 bytes at most: choose a shorter one",
+    errno.EMFILE: "allow more open files: ulimit -n",
+    errno.ENOMEM: "give the machine, or its containers, more memory",
+    errno.EBADF: "see whether standard input or output is closed",
+    errno.EIO: "stop the arena and check it: nova-mp fsck {arena}",
+}
+_HINT_OF_LOCAL_ERRNO = {
+    errno.ENOENT: "see what is there: ls {parent}",
+    errno.ENOTDIR: "see what is there: ls {parent}",
+    errno.EEXIST: "choose another name, or see what is there: ls -l {object}",
+    errno.EISDIR: "it is a directory: name a file, or copy it with nova-mp cp -r",
+    errno.ENOTEMPTY: "remove first what it holds: see ls {object}",
+    errno.EROFS: "that file system is read-only: choose another place",
+    errno.ENOSPC: "free some space there: see df {parent}",
+    errno.EBUSY: "see who uses it: fuser -v {object}",
+    errno.EACCES: "see its permissions: ls -ld {parent} {object}",
+    errno.EPERM: "see its permissions: ls -ld {parent} {object}",
+    errno.ELOOP: "a symbolic link leads back to itself: see ls -l {object}",
+    errno.EIO: "the medium below it may have failed: see dmesg",
+}
+_HINT_OF_VERB = {
+    ("make", errno.ENOENT): "make the directories above it, too: nova-mp mkdir -p {object}",
+    ("make", errno.EEXIST): "see what it is: nova-mp stat {object}; with -p a directory may exist",
+    ("move", errno.EINVAL): "no directory can go into itself: choose another target",
+    ("unfreeze", errno.EINVAL): "it is not frozen: see nova-mp status {arena}",
+    ("take a snapshot of", errno.EEXIST): "choose another name; see: nova-mp snapshot list {arena}",
 }
 
 
@@ -82,11 +111,49 @@ class Refused(Exception):
         self.exit_code = exit_code
 
 
+class OutputFailed(Exception):
+    """What is printed cannot be written; not a system error of the file that is printed."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.errno = error.errno
+
+    @property
+    def closed(self) -> bool:
+        """Whether the reader has gone away, having seen enough."""
+        return self.errno == errno.EPIPE
+
+
+class OutputStream(io.FileIO):
+    """Standard output, whose errors are OutputFailed."""
+
+    def write(self, data: Any, /) -> int:
+        """Write; see `write(2)`."""
+        try:
+            return super().write(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OutputFailed(error) from error
+
+
+def output_problem(error: BaseException) -> Problem:
+    """Explain why nothing more can be printed."""
+    number = getattr(error, "errno", None) or errno.EIO
+    reason = os.strerror(number)
+    hint = "see where standard output goes to"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space where standard output goes to"
+    reason = reason[:1].lower() + reason[1:]
+    return Problem("write", "standard output", reason, hint, _CODE_OF_ERRNO.get(number, FAILED))
+
+
 def problem_of(error: BaseException, verb: str, what: str) -> Problem:
     """Explain `error`, which came up when `verb` was to be done to `what`."""
     if isinstance(error, Refused):
         return Problem(verb, what, error.reason, error.hint, error.exit_code)
-    arena = what.partition(":")[0].partition("@")[0]
+    match = ARENA_OPERAND.fullmatch(what)
+    arena = match["arena"] if match else what.partition("@")[0]
     if isinstance(error, errors.NovaError):
         hint = error.remedy
         if isinstance(error, errors.NoSuchSnapshot):
@@ -99,16 +166,26 @@ def problem_of(error: BaseException, verb: str, what: str) -> Problem:
         named = os.fsdecode(named) if isinstance(named, str | bytes) else str(named)
         if not what.endswith(named):
             reason = f"{printable(named)}: {reason}"
-        hint = _HINT_OF_ERRNO.get(error.errno or 0, "")
+        hint = _hint(error.errno or 0, verb, what)
         hint = hint.format(parent=parent_of(what), object=what, arena=arena)
         return Problem(verb, what, reason, hint, _code(error))
     return Problem(verb, what, str(error), "", USAGE)
+
+
+def _hint(number: int, verb: str, what: str) -> str:
+    """What to do about a system error: for files in arenas, and for others."""
+    if in_an_arena(what) or (number and "/" not in what and (verb, number) in _HINT_OF_VERB):
+        return _HINT_OF_VERB.get((verb, number)) or _HINT_OF_ERRNO.get(number, "")
+    return _HINT_OF_LOCAL_ERRNO.get(number) or _HINT_OF_ERRNO.get(number, "")
 
 
 def _code(error: BaseException) -> int:
     for kind, code in _CODE_OF_ERROR:
         if isinstance(error, kind):
             return code
+    if isinstance(error, ValueError):
+        # A job file that cannot be run as it is written.
+        return USAGE
     return _CODE_OF_ERRNO.get(getattr(error, "errno", None) or 0, FAILED)
 
 
@@ -154,6 +231,8 @@ class Report:
 
     def problem(self, problem: Problem) -> None:
         """Take down a problem and say it at once."""
+        if not problem.hint:
+            problem = replace(problem, hint=f"see how it is used: nova-mp {self.command} --help")
         self.problems.append(problem)
         sys.stdout.flush()
         click.echo(problem.text(), err=True)

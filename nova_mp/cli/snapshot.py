@@ -8,7 +8,7 @@ import click
 
 from nova_mp.cli import progress
 from nova_mp.cli.command import VerbGroup, verb
-from nova_mp.cli.operands import ArenaType
+from nova_mp.cli.operands import ArenaType, SecondsType
 from nova_mp.cli.output import Column, ListStyle, facts, iso_time, table
 from nova_mp.cli.report import Report
 from nova_mp.errors import NoSuchSnapshot
@@ -267,7 +267,10 @@ def _frees(
 )
 @click.argument("name", type=ArenaType(), metavar="NAME")
 @click.option(
-    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Give up then (exit code 75)."
+    "--timeout",
+    type=SecondsType(least_too=True),
+    metavar="SECONDS",
+    help="Give up then (exit code 75).",
 )
 def wait(report: Report, name: str, timeout: float | None) -> dict[str, Any]:
     """Wait until all that deleted snapshots held has been freed."""

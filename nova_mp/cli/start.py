@@ -9,6 +9,7 @@ import click
 from nova_mp.cli import progress
 from nova_mp.cli.command import verb
 from nova_mp.cli.operands import ArenaType
+from nova_mp.cli.output import counted
 from nova_mp.cli.report import Refused, Report
 
 
@@ -66,7 +67,8 @@ def command(
             engine.stop()
             raise
     recovery = found.get("stats", {}).get("recovery", {})
-    report.say(f"{name} runs: {engine.cpus} workers, pid {engine.pid}{recovered(recovery)}")
+    workers = counted(engine.cpus, "worker")
+    report.say(f"{name} runs: {workers}, pid {engine.pid}{recovered(recovery)}")
     return {
         "name": name,
         "pid": engine.pid,

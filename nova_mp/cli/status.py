@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from nova_mp.cli.command import verb
-from nova_mp.cli.operands import ArenaType
+from nova_mp.cli.operands import ArenaType, SecondsType
 from nova_mp.cli.output import Column, ListStyle, facts, table
 from nova_mp.cli.report import Report
 from nova_mp.core import segment
+from nova_mp.errors import ArenaNotFound
 
 RATE_ENTRIES = 1000
 
@@ -27,6 +28,7 @@ _PROCESS_COLUMNS = (
     Column("PROCESS"),
     Column("PID", number=True),
     Column("STATE"),
+    Column("CPU", number=True),
 )
 
 
@@ -44,7 +46,7 @@ _PROCESS_COLUMNS = (
 @click.argument("name", type=ArenaType(), required=False, metavar="[NAME]")
 @click.option(
     "--watch",
-    type=click.FloatRange(min=0.05),
+    type=SecondsType(0.05, least_too=True),
     is_flag=False,
     flag_value=1.0,
     metavar="[SECONDS]",
@@ -56,7 +58,8 @@ def command(
     """Show the arenas, or one of them in detail.
 
     STATE is running, frozen, starting, hanging, stopped, or crashed: then the next start recovers
-    it. A suspended process was stopped by a signal.
+    it. A suspended process was stopped by a signal. Processes are the engine's, and those that have
+    attached the arena.
     """
     import nova_mp
 
@@ -73,7 +76,12 @@ def command(
     found = []
     for each in [name] if name else segment.arena_names():
         with report.attempt(each):
-            found.append(nova_mp.status(each))
+            try:
+                found.append(nova_mp.status(each))
+            except ArenaNotFound:
+                # One that was removed while the others were looked at is no arena any more.
+                if name or segment.registered(each) is not None:
+                    raise
     if name:
         for arena in found:
             report.say("\n".join(_details(arena, style)))
@@ -141,11 +149,30 @@ def _details(arena: dict[str, Any], style: ListStyle) -> list[str]:
     lines = facts(pairs)
     if "processes" in arena and style.header:
         lines.append("")
-    rows = [
-        (str(process.get("title", "")), str(process.get("pid", "-")), str(process.get("state", "")))
-        for process in arena.get("processes", ())
-    ]
+    rows = [_process(process) for process in arena.get("processes", ())] + _clients(arena)
     return lines + (table(_PROCESS_COLUMNS, rows, style) if rows else [])
+
+
+def _process(process: dict[str, Any]) -> tuple[str, ...]:
+    """The row of a process of the engine."""
+    cpu = process.get("cpu", -1)
+    words = (process.get("title", ""), process.get("pid", "-"), process.get("state", ""))
+    return (*map(str, words), "-" if cpu < 0 else str(cpu))
+
+
+def _clients(arena: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of the processes that have attached the arena, each with the CPUs it uses."""
+    found: dict[int, tuple[set[str], set[int]]] = {}
+    for slot in arena.get("slots", ()):
+        if slot["role"] == "client":
+            titles, cpus = found.setdefault(slot["pid"], (set(), set()))
+            titles |= {slot["title"]} - {""}
+            cpus.add(slot["cpu"])
+    return [
+        (", ".join(sorted(titles)) or "client", str(pid), "attached",
+         ",".join(map(str, sorted(cpus))))
+        for pid, (titles, cpus) in found.items()
+    ]
 
 
 def _state(arena: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import click
 
 from nova_mp.cli.command import verb
 from nova_mp.cli.operands import Arenas, Operand, OperandType
-from nova_mp.cli.output import name_for_output
+from nova_mp.cli.output import counted, name_for_output
 from nova_mp.cli.report import Report
 
 _DIRECTORY, _LINK = 4, 10
@@ -43,7 +43,8 @@ def command(
                 branch = _Branch(report, fs, level, directories, counts)
                 trees.append({"name": str(operand), "children": branch.grow(operand.path, "", 1)})
     report.say()
-    report.say(f"{counts['directories']} directories, {counts['files']} files")
+    directories_found = counted(counts["directories"], "directory", "directories")
+    report.say(f"{directories_found}, {counted(counts['files'], 'file')}")
     return {"trees": trees, **counts}
 
 

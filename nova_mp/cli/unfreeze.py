@@ -1,4 +1,4 @@
-"""nova-mp unfreeze: let operations go on after a freeze."""
+"""nova-mp unfreeze: let changes go on after a freeze."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nova_mp.cli.report import Report
 @verb("unfreeze", "unfreeze", subject="name", examples="nova-mp unfreeze demo")
 @click.argument("name", type=ArenaType(), metavar="NAME")
 def command(report: Report, name: str) -> dict[str, Any]:
-    """Let operations go on after a freeze."""
+    """Let changes go on after a freeze."""
     from nova_mp.client.control import ControlClient
 
     with ControlClient(name) as control:

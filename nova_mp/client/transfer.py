@@ -25,6 +25,9 @@ CHUNK_BYTES = 1 << 20
 HOLE_BYTES = 1 << 15
 _ZEROS = bytes(HOLE_BYTES)
 
+# st_dev and st_ino.
+_Inode = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -87,8 +90,10 @@ class ItemCopier:
         self.bytes_copied = 0
         self._moved = moved
         self._buffer = memoryview(bytearray(CHUNK_BYTES))
-        # The target of each inode with several names, so that its other names become links to it.
-        self._named: dict[tuple[int, int], Any] = {}
+        # The copy of each inode with several names, so that its other names become links to it:
+        # its path, and its inode there. And which inode's copy a path has.
+        self._copies: dict[_Inode, tuple[Any, _Inode]] = {}
+        self._copied_to: dict[Any, _Inode] = {}
 
     def make_directory(self, item: Item) -> None:
         """Make a directory, unless it is there; its attributes are set later."""
@@ -102,31 +107,33 @@ class ItemCopier:
         """Copy a file, or link to the copy that was made of it."""
         status = item.status
         if status.st_nlink == 1:
-            self._copy_file(item)
+            self.copy_contents(item)
             return
-        key = (status.st_dev, status.st_ino)
-        first = self._named.get(key)
-        if first is None:
-            self._copy_file(item)
-            self._named[key] = item.target
+        inode = _inode(status)
+        first = self._copy_of(inode)
+        if first is None or self.target.is_special(item.target):
+            self.copy_contents(item)
+            self._remember(inode, item.target)
         else:
-            self._replace(item.target, lambda: self.target.link(first, item.target))
+            self._forget(item.target)
+            self.target.replace(item.target, lambda name: self.target.link(first, name))
             self._moved(item.source, status.st_size)
 
     def copy_link(self, item: Item) -> None:
         """Copy a symbolic link."""
         said = self.source.readlink(item.source)
-        self._replace(item.target, lambda: self.target.symlink(said, item.target))
+        self._forget(item.target)
+        self.target.replace(item.target, lambda name: self.target.symlink(said, name))
         times = (item.status.st_atime_ns, item.status.st_mtime_ns)
         self.target.utime(item.target, ns=times, follow_symlinks=False)
 
     def set_attributes(self, item: Item) -> None:
         """Give the target the mode and the times of the source."""
-        status = item.status
-        self.target.chmod(item.target, stat.S_IMODE(status.st_mode))
-        self.target.utime(item.target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        self.target.set_attributes(item.target, item.status)
 
-    def _copy_file(self, item: Item) -> None:
+    def copy_contents(self, item: Item) -> None:
+        """Copy a file, whatever other names it has."""
+        self._forget(item.target)
         status = item.status
         if status.st_size < CHUNK_BYTES and not _sparse(status):
             data = self.source.read_small(item.source, self._buffer)
@@ -135,50 +142,70 @@ class ItemCopier:
                 self.target.write_small(item.target, data, status)
                 self._advance(item.source, len(data))
                 return
-        reading, writing = self.source.reading(item.source), self.target.writing(item.target)
-        with reading as source, writing as target:
-            self._copy_contents(item, source, target)
-        self.set_attributes(item)
+        with (
+            self.source.reading(item.source) as source,
+            self.target.writing(item.target, status) as target,
+        ):
+            self._copy_data(item, source, target)
 
-    def _copy_contents(self, item: Item, source: Any, target: Any) -> None:
+    def _copy_data(self, item: Item, source: Any, target: Any) -> None:
         sparse = _sparse(item.status)
-        offset = 0
-        ends_in_hole = False
+        # Only the kernel says where its holes are; those of an arena are known by their zeros.
+        next_data = getattr(source, "next_data", None) if sparse else None
+        offset = reach = 0
         while True:
-            got = source.preadinto(self._buffer, offset)
-            if got == 0:
+            wanted, start = self._buffer, offset
+            if next_data is not None:
+                start, end = next_data(offset)
+                wanted = wanted if end is None else wanted[: end - start]
+            got = source.preadinto(wanted, start)
+            data = wanted[:got]
+            if not sparse:
+                write_all(target, data, start)
+                reach = start + got
+            elif got:
+                reach = self._write_sparse(target, data, start) or reach
+            self._advance(item.source, start + got - offset)
+            offset = start + got
+            if got < len(wanted):
+                # The size says nothing: it may have changed, and files of /proc have none.
                 break
-            if sparse:
-                ends_in_hole = self._write_sparse(target, self._buffer[:got], offset)
-            else:
-                write_all(target, self._buffer[:got], offset)
-            offset += got
-            self._advance(item.source, got)
-            if got < CHUNK_BYTES and offset >= item.status.st_size:
-                # One question less for every file; one that grows meanwhile is copied as it was.
-                break
-        if ends_in_hole:
+        if reach < offset:
             target.truncate(offset)
 
     @staticmethod
-    def _write_sparse(target: Any, data: memoryview, offset: int) -> bool:
-        """Write all but runs of zeros; returns whether the data ended in one that was left out."""
-        left_out = False
+    def _write_sparse(target: Any, data: memoryview, offset: int) -> int:
+        """Write all but runs of zeros; returns where the last that was written ends, or 0."""
+        reach = 0
         for start in range(0, len(data), HOLE_BYTES):
             piece = data[start : start + HOLE_BYTES]
             # As bytes this compares like memcmp; memoryviews compare item by item.
-            left_out = bytes(piece) == _ZEROS[: len(piece)]
-            if not left_out:
+            if bytes(piece) != _ZEROS[: len(piece)]:
                 write_all(target, piece, offset + start)
-        return left_out
+                reach = offset + start + len(piece)
+        return reach
 
-    def _replace(self, target: Any, make: Callable[[], None]) -> None:
-        """Make a name, in the place of what has it already."""
+    def _copy_of(self, inode: _Inode) -> Any:
+        """The path of the copy of an inode; None without one that is as this copier left it."""
+        path, made = self._copies.get(inode, (None, None))
+        if path is None:
+            return None
         try:
-            make()
-        except FileExistsError:
-            self.target.unlink(target)
-            make()
+            return path if _inode(self.target.lstat(path)) == made else None
+        except OSError:
+            return None
+
+    def _remember(self, inode: _Inode, target: Any) -> None:
+        there = self.target.lstat(target)
+        if stat.S_ISREG(there.st_mode):
+            self._copies[inode] = target, _inode(there)
+            self._copied_to[target] = inode
+
+    def _forget(self, target: Any) -> None:
+        """What was copied to `target` will not be there any more."""
+        inode = self._copied_to.pop(target, None)
+        if inode is not None:
+            self._copies.pop(inode, None)
 
     def _advance(self, path: Any, count: int) -> None:
         self.bytes_copied += count
@@ -263,3 +290,7 @@ class _TreeCopy:
 def _sparse(status: Any) -> bool:
     """Whether there are holes, so that looking for zeros is worth it."""
     return bool(status.st_blocks * 512 < status.st_size)
+
+
+def _inode(status: Any) -> _Inode:
+    return status.st_dev, status.st_ino

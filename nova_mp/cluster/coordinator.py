@@ -222,11 +222,16 @@ class Coordinator(Machine):
         if question.stop is None:
             self._reply(question.request_id, self._status(event))
             return
-        clients = sorted({(s["pid"], s["title"]) for s in event.slots if s["role"] == "client"})
+        slots = sorted((s["pid"], s["title"]) for s in event.slots if s["role"] == "client")
+        # A process may have attached it more than once, under several titles or none.
+        clients = dict(slots)
         if clients and not question.stop.force:
-            shown = ", ".join(f"{pid} ({title})" if title else str(pid) for pid, title in clients)
+            shown = ", ".join(f"{pid} ({title})" if title else f"{pid}"
+                              for pid, title in clients.items())
             error = ArenaBusy(
-                f"processes are attached: {shown}", "let them close it, or stop with force"
+                f"processes are attached: {shown}",
+                f"let them close it, or stop it all the same:"
+                f" nova-mp stop {self.identity.arena} --force",
             )
             self._reply(question.request_id, m.error_reply(error))
             return

@@ -8,11 +8,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.errno cimport EBUSY, ENOENT, ENOMEM, EPERM, ETIMEDOUT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset, strdup
 
 from nova_mp import errors
 from nova_mp.core.alloc cimport kept_blocks
-from nova_mp.core.arch cimport nv_futex_wake, nv_load64, nv_xchg64
+from nova_mp.core.arch cimport nv_futex_wake, nv_load64, nv_store32, nv_xchg64
 from nova_mp.core.arena cimport recovery_stats
 from nova_mp.core.boundary cimport decode, raise_errno
 from nova_mp.core.boundary import COUNTERS, MEDIA, OPERATIONS, ROLES
@@ -401,6 +401,34 @@ cdef class Admin(Process):
                 "bytes_limit": h.limit_bytes,
             },
         }
+
+    # -- failpoints
+
+    def arm_failpoint(self, str name, int nth=1, slot=None):
+        """Debug builds: this process kills itself at the nth passage of a failpoint from now on.
+
+        With `slot` the process that holds that process slot does; one at a time can be armed so.
+        """
+        cdef nv_dram_header* h = self.arena.hdr
+        cdef bytes text = name.encode()
+        if slot is None:
+            free(self.arena.failpoint)
+            self.arena.failpoint = strdup(text)
+            self.arena.failpoint_count = nth
+            return
+        if len(text) >= sizeof(h.doomed_at):
+            raise ValueError(f"no failpoint has so long a name: {name!r}")
+        nv_store32(&h.doomed, 0)
+        memset(h.doomed_at, 0, sizeof(h.doomed_at))
+        memcpy(h.doomed_at, <const char*>text, len(text))
+        h.doomed_passages = nth
+        nv_store32(&h.doomed, slot + 1)
+
+    def disarm_failpoint(self):
+        """Nobody is to die any more of what another process armed; True if somebody was to."""
+        cdef bint armed = self.arena.hdr.doomed != 0
+        nv_store32(&self.arena.hdr.doomed, 0)
+        return armed
 
     # -- persistence trace
 

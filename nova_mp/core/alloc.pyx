@@ -413,8 +413,8 @@ cdef uint64_t blocks_free_count(nv_ctx* c) noexcept nogil:
 
 
 cdef bint blocks_fit(nv_ctx* c, uint64_t pages, uint64_t have) noexcept nogil:
-    # False if so many pages, `have` of which may have blocks, cannot all get one: to be asked before
-    # DRAM is taken for an index of them, which would be all there is if they are many enough.
+    # False if so many pages, `have` of which may have blocks, cannot all get one: to be asked
+    # before DRAM is taken for an index of them, which could be all there is.
     return pages <= 512 or pages <= have + blocks_free_count(c)
 
 

@@ -22,7 +22,7 @@ from posix.fcntl cimport O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_TRUNC
 from nova_mp.core.alloc cimport blocks_free_count
 from nova_mp.core.arena import format_arena, mount, read_superblock, unmount
 from nova_mp.core.mapped import Mapping
-from nova_mp.core.process import abandon_arena
+from nova_mp.core.forks import abandon_arena
 from nova_mp.core.boundary cimport decode, nv_path, path_arg, raise_errno
 from nova_mp.core.boundary import DEBUG_BUILD, MEDIA, MODES, OPERATIONS, ROLES, parse_mode
 from nova_mp.core.dir cimport DT_DIR, DT_LNK

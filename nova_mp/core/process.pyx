@@ -1,13 +1,11 @@
 """A process's way into an arena: its slots, its open table, its waiting.
 
-Any thread may close it at any time. Whoever works without the GIL says so before (`away`), and the
-one that closes waits until nobody does; whoever comes later is refused. So a context, and the
-memory, are there as long as a thread that got the context has not left the GIL to others; where
-Python code of others runs in between (a path's __fspath__, a signal handler), it is got again.
+Any thread may close it at any time. Who works without the GIL says so before (`away`); the one that
+closes waits for those, and later ones are refused. So a context is good until the GIL is left to
+others: after Python code of others (a path's __fspath__, a signal handler) it is got again.
 """
 
 import errno as _errno
-import itertools
 import os
 import threading
 import time
@@ -20,12 +18,12 @@ from cpython.ref cimport Py_INCREF
 from libc.errno cimport ENOSPC
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strdup
+from libc.string cimport memset
 
 from nova_mp import errors
 from nova_mp.core.alloc cimport keep_drop
 from nova_mp.core.pages cimport dpend_done, dram_alloc, dram_free
-from nova_mp.core.arch cimport nv_store32, nv_tls_get, nv_tls_set
+from nova_mp.core.arch cimport nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
 from nova_mp.core.boundary import DEBUG_BUILD, ROLES, WITHOUT
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAP_RECORDS,
@@ -34,6 +32,7 @@ from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSI
                                 nv_snapshot, slot_at)
 from nova_mp.core.faults cimport faults_add, faults_disown, faults_start, faults_stop
 from nova_mp.core.file cimport map_forget
+from nova_mp.core.forks import cores, fresh_key
 from nova_mp.core.layout cimport BLOCK_BYTES
 from nova_mp.core.namei cimport handle_close, handle_open
 from nova_mp.core.itable cimport inode_at
@@ -51,22 +50,6 @@ cdef enum:
 
 AWAY_S = 0.0005                      # between looks at whether others have come back
 
-_cores = weakref.WeakSet()
-_keys = itertools.count(1)
-_forking = threading.Lock()          # one fork at a time
-_handover = []                       # a pipe that the child of a fork closes when it is ready
-
-
-def _fresh_key():
-    # Names an attachment for the threads that remember their contexts.
-    return next(_keys)
-
-
-def abandon_arena(dram_fd):
-    """This process's attachments to the arena of a DRAM segment are closed, as if it had died."""
-    for core in list(_cores):
-        core.abandon_if(os.fstat(dram_fd))
-
 
 def _umask():
     with open("/proc/self/status") as status:
@@ -74,38 +57,6 @@ def _umask():
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
     return 0o022
-
-
-def _before_fork():
-    _forking.acquire()
-    for core in list(_cores):
-        core._before_fork()
-    _handover.extend(os.pipe() if any(core.mappings for core in _cores) else ())
-
-
-def _after_fork_in_child():
-    try:
-        for core in list(_cores):
-            core._after_fork()
-    finally:
-        while _handover:
-            os.close(_handover.pop())
-        _forking.release()
-
-
-def _after_fork_in_parent():
-    # What the child inherited as mapped stays in place for it only once it has said so itself.
-    try:
-        if _handover:
-            os.close(_handover.pop())
-            os.read(_handover[0], 1)
-            os.close(_handover.pop())
-    finally:
-        _forking.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child,
-                    after_in_parent=_after_fork_in_parent)
 
 
 @cython.no_gc_clear
@@ -126,7 +77,7 @@ cdef class Process:
         self.inherited = {}
         self.faults = NULL
         self.mappings = weakref.WeakSet()
-        self.key = _fresh_key()
+        self.key = fresh_key()
         if role not in ROLES:
             raise ValueError(f"role must be one of {sorted(ROLES)}, not {role!r}")
         self.role_nr = ROLES[role]
@@ -148,7 +99,7 @@ cdef class Process:
         self.cpu = self._choose_cpu(cpu)
         self.take_process_slot()
         self.closed = False
-        _cores.add(self)
+        cores.add(self)
 
     def __init__(self, pmem, dram, dram_fd, *, role="client", cpu=None, title=""):
         pass
@@ -195,32 +146,6 @@ cdef class Process:
         if without and DEBUG_BUILD:
             # Only to show that a test notices: snapshots are not what they promise to be then.
             self.arena.without = WITHOUT[without]
-
-    def arm_failpoint(self, str name, int nth=1, slot=None):
-        """Debug builds: this process kills itself at the nth passage of a failpoint from now on.
-
-        With `slot` the process that holds that process slot does; one at a time can be armed so.
-        """
-        cdef nv_dram_header* h = self.arena.hdr
-        cdef bytes text = name.encode()
-        if slot is None:
-            free(self.arena.failpoint)
-            self.arena.failpoint = strdup(text)
-            self.arena.failpoint_count = nth
-            return
-        if len(text) >= sizeof(h.doomed_at):
-            raise ValueError(f"no failpoint has so long a name: {name!r}")
-        nv_store32(&h.doomed, 0)
-        memset(h.doomed_at, 0, sizeof(h.doomed_at))
-        memcpy(h.doomed_at, <const char*>text, len(text))
-        h.doomed_passages = nth
-        nv_store32(&h.doomed, slot + 1)
-
-    def disarm_failpoint(self):
-        """Nobody is to die any more of what another process armed; True if somebody was to."""
-        cdef bint armed = self.arena.hdr.doomed != 0
-        nv_store32(&self.arena.hdr.doomed, 0)
-        return armed
 
     def _choose_cpu(self, cpu):
         cdef nv_dram_header* h = self.arena.hdr
@@ -323,7 +248,7 @@ cdef class Process:
             self.closed = True
         if self.closed:
             return
-        self.key = _fresh_key()
+        self.key = fresh_key()
         self.contexts = {}
         self.n_pages = 0
         self.take_process_slot()
@@ -354,10 +279,10 @@ cdef class Process:
             self._leave()
 
     cdef void retire(self, nv_ctx* c) except *:
-        """From here on only the caller, with `c`, uses the arena: others are refused, or waited for."""
+        """From here on the caller, with `c`, is alone: others are refused, or waited for."""
         self.leaving = c
         # Contexts that other threads remember are found under the old key only.
-        self.key = _fresh_key()
+        self.key = fresh_key()
         nv_tls_set(self.key, c)
         try:
             while any((<nv_ctx*><size_t>value).away for value in self.contexts.values()
@@ -404,25 +329,22 @@ cdef class Process:
             dram_free(c, dram_off(c, self.pages[i]), DRAM_PAGE)
         self.n_pages = 0
         self.closed = True
-        self.key = _fresh_key()
+        self.key = fresh_key()
         slot_give_back(c, slot_at(c, self.slot))
         free(c)
         self.contexts = {}
-        _cores.discard(self)
+        cores.discard(self)
         self._unmap()
 
     def abandon(self):
-        """Lets go without touching the arena: its DRAM is about to be dropped under it.
-
-        What is mapped stays in place, with zeros, as memory of this process alone.
-        """
+        """Lets go without touching the arena, whose DRAM is dropped; what is mapped holds zeros."""
         cdef bint unused = self.faults == NULL
         if not self.over():
             self.retire(self.ctx())
             self.closed = True
-            self.key = _fresh_key()
+            self.key = fresh_key()
             self.contexts = {}
-            _cores.discard(self)
+            cores.discard(self)
             for mapping in list(self.mappings):
                 mapping.abandon()
             if unused:

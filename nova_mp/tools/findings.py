@@ -166,5 +166,5 @@ def format_report(report: Report) -> str:
         else:
             lines.append(f"{group}: {values}")
     errors = sum(report.counts[code] for code in {finding.code for finding in report.errors})
-    lines.append("clean" if report.ok else f"{errors} errors")
+    lines.append("clean" if report.ok else f"{errors} error{'s' * (errors != 1)}")
     return "\n".join(lines)

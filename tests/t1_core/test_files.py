@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
 import pickle
@@ -572,71 +571,3 @@ def test_random_steps_on_a_file(pair: Pair, steps: list[tuple[Any, ...]], seed: 
 
     pair.both(run)
     pair.same_contents()
-
-
-@pytest.mark.parametrize("kind", "rwxa")
-def test_every_spelling_of_a_mode(fs: FileSystem, kind: str) -> None:
-    for plus in ("", "+"):
-        for letters in itertools.permutations(kind + "b" + plus):
-            fs.write_bytes("/there", b"x")
-            path = "/new" if kind == "x" else "/there"
-            with fs.open(path, "".join(letters)) as file:
-                assert file.readable() == (kind == "r" or bool(plus))
-                assert file.writable() == (kind != "r" or bool(plus))
-            if kind == "x":
-                fs.unlink(path)
-
-
-def test_text_files_have_the_operations_of_binary_ones(fs: FileSystem) -> None:
-    with fs.open("/text", "w+", encoding="utf-8") as file:
-        file.write("h\u00e9llo")
-        assert file.pread(3, 0) == b"h\xc3\xa9"
-        assert file.stat().st_size == 6
-        assert file.pwrite(b"J", 0) == 1
-        file.fallocate(0, 4096)
-        file.fsync()
-        buffer = bytearray(3)
-        assert file.preadinto(buffer, 3) == 3
-        assert buffer == b"llo"
-        file.truncate(6)
-    snapshot = fs.snapshots.create()
-    with fs.snapshots.open(snapshot) as view, view.open("/text", "r", encoding="utf-8") as file:
-        assert file.pread(1, 0) == b"J"
-        assert file.read() == "J\u00e9llo"
-    fs.snapshots.delete(snapshot)
-
-
-def test_errors_of_open_files_name_the_file(fs: FileSystem) -> None:
-    with fs.open("/named", "w+b") as file:
-        for action in (
-            lambda: file.pread(1, -1),
-            lambda: file.pwrite(b"", -1),
-            lambda: file.seek(-1),
-            lambda: file.truncate(-1),
-            lambda: file.fallocate(0, 0),
-            lambda: file.fallocate(0, 1 << 40),
-        ):
-            with pytest.raises(OSError, match="/named") as raised:
-                action()
-            assert raised.value.filename == "/named"
-
-
-def test_positions_are_whole_and_have_an_end(fs: FileSystem) -> None:
-    with fs.open("/position", "w+b") as file:
-        actions: list[Callable[[], Any]] = [
-            lambda: file.seek(1.0),
-            lambda: file.pread(1.0, 0),
-            lambda: file.pread(1, 0.0),
-            lambda: file.pwrite(b"x", 0.0),
-            lambda: file.truncate(1.0),
-            lambda: file.fallocate(0, 1.0),
-            lambda: file.fallocate("0", 1),
-        ]
-        for action in actions:
-            with pytest.raises(TypeError):
-                action()
-        with pytest.raises(OverflowError):
-            file.seek(1 << 70)
-        assert file.seek((1 << 63) - 1) == (1 << 63) - 1
-        with pytest.raises(OSError, match="Invalid"):
-            file.seek(1, os.SEEK_CUR)

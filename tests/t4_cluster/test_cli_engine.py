@@ -220,12 +220,74 @@ def test_ctrl_c_ends_a_copy_without_a_trace(running: str) -> None:
     process.stdin.write("x" * (1 << 20))
     process.stdin.flush()
     with nova_mp.attach(running) as fs:
-        wait_until(lambda: fs.exists("/interrupted"))
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+        # It gets its own name when all of it is there.
+        wait_until(lambda: any("interrupted" in name for name in fs.listdir("/")))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert not any("interrupted" in name for name in fs.listdir("/"))
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+def test_what_is_attached_is_shown_and_does_not_keep_a_forced_stop(name: str) -> None:
+    nova_mp.mkfs(name, "16MiB", 1)
+    ok("start", name)
+    code = f"import nova_mp; fs = nova_mp.attach({name!r}, title='mine'); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as client:
+        assert client.stdin is not None and client.stdout is not None
+        client.stdout.readline()
+        rows = [line.split("\t") for line in ok("status", name, "-H").splitlines()]
+        assert ["mine", str(client.pid), "attached", "0"] in rows
+        held = run("stop", name)
+        assert held.returncode == 4
+        assert f"nova-mp stop {name} --force" in held.stderr
+        ok("stop", name, "--force")
+        held = run("destroy", name)
+        assert held.returncode == 4
+        assert f"nova-mp destroy {name} --force" in held.stderr
+        ok("destroy", name, "--force")
+        client.stdin.close()
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "0<&- 1>&-", "0<&- 1>&- 2>&-"])
+def test_a_start_with_closed_streams(name: str, closed: str) -> None:
+    nova_mp.mkfs(name, "16MiB", 1)
+    command = f'"{sys.executable}" -m nova_mp.cli.main start {name} {closed}'
+    done = subprocess.run(["sh", "-c", command], timeout=60, check=False)
+    assert done.returncode == 0
+    ok("stop", name)
+    # The same from a program that does not mend its streams.
+    code = f"import nova_mp; nova_mp.start({name!r}).stop()"
+    command = f'"{sys.executable}" -c "{code}" {closed}'
+    assert subprocess.run(["sh", "-c", command], timeout=60, check=False).returncode == 0
+
+
+def test_output_goes_wrong(running: str, tmp_path: Path) -> None:
+    with nova_mp.attach(running) as fs:
+        fs.mkdir("/many")
+        for number in range(2000):
+            fs.mkdir(f"/many/{number:0>100}")
+        with fs.open("/sparse", "w+b") as file:
+            file.truncate(1 << 40)
+        fs.mkdir("/\udcff")
+        fs.mkdir("/\udcff/in")
+    command = f'"{sys.executable}" -m nova_mp.cli.main ls {running}:/many'
+    piped = f"set -o pipefail; {command} | head -1"
+    head = subprocess.run(["bash", "-c", piped], stdout=subprocess.DEVNULL, check=False)
+    assert head.returncode == 0
+    full = subprocess.run(
+        ["sh", "-c", f"{command} > /dev/full"], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert full.returncode == 5
+    assert "standard output" in full.stderr and "remove files" not in full.stderr
+    large = run("cat", "--json", f"{running}:/sparse")
+    assert (large.returncode, "too large" in large.stderr) == (1, True)
+    for line in (f"nova-mp ls {running}:/\udcff/", f"nova-mp ls {running}:/"):
+        environment = {**os.environ, "_NOVA_MP_COMPLETE": "bash_complete", "NOVA_MP_LINE": line}
+        run(env=environment)
 
 
 def test_foreground_stops_at_ctrl_c(name: str) -> None:
@@ -306,7 +368,11 @@ def test_bench_run(tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert "micro.toml" in wrong.stderr
     job.write_text("[arena")
-    assert run("bench", "run", str(job)).returncode == 1
+    broken = run("bench", "run", str(job), "--json", str(tmp_path / "none.json"))
+    assert (broken.returncode, "hint: " in broken.stderr) == (2, True)
+    assert not (tmp_path / "none.json").exists()
+    folder = run("bench", "run", str(job), "--json", str(tmp_path))
+    assert (folder.returncode, "name a file in it" in folder.stderr) == (2, True)
 
 
 def wait_until(condition: Any) -> None:

@@ -7,7 +7,9 @@ import errno
 import io
 import os
 import stat
+import threading
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from cli_help import Cli, contents
 
 import nova_mp
 from nova_mp.client.base import FileSystem
+from nova_mp.client.transfer import ItemCopier
 
 
 @pytest.fixture
@@ -280,6 +283,138 @@ def test_cp_from_a_pipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "name the file to be written" in result.err
 
 
+def test_cp_into_a_pipe_leaves_it_alone(cli: Cli) -> None:
+    os.mkfifo("pipe", 0o600)
+    before = os.stat("pipe")
+    cli.demo.chmod("/data/one", 0o666)
+    found: list[bytes] = []
+    for source, text in (("demo:/data/one", b"one\n"), ("demo:/data/sub/two", b"x" * 5000)):
+        reader = threading.Thread(target=lambda: found.append(Path("pipe").read_bytes()))
+        reader.start()
+        assert cli("cp", source, "pipe").code == 0
+        reader.join(20)
+        assert found.pop() == text
+    refused = cli("mv", "demo:/data/one", "pipe")
+    assert refused.code == 1
+    assert "'pipe' is a device, a pipe or a socket" in refused.err
+    assert cli.demo.exists("/data/one")
+    after = os.stat("pipe")
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+
+
+def test_cp_to_standard_output(cli: Cli) -> None:
+    result = cli("cp", "-v", "demo:/data/one", "demo:/data/link", "-")
+    assert (result.code, result.out) == (0, "one\none\n")
+    assert "demo:/data/one -> -" in result.err
+    with cli.demo.open("/data/sparse", "wb") as file:
+        file.pwrite(b"end", 2 << 20)
+        file.truncate(3 << 20)
+    assert cli("cp", "-r", "demo:/data/sparse", "-").out == cli.demo.read_text("/data/sparse")
+    assert cli("cp", "-r", "demo:/data/link", "-").out == "one\n"
+    for args, code, words in [
+        (["-r", "demo:/data", "-"], 1, "only files can be written to standard output"),
+        (["--json", "demo:/data/one", "-"], 2, "leave out --json"),
+    ]:
+        result = cli("cp", *args)
+        assert (result.code, words in result.err) == (code, True)
+    assert os.listdir() == []
+
+
+def test_cp_keeps_what_was_there_when_it_fails(
+    cli: Cli, other: FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other.write_bytes("/f", b"old")
+    other.symlink("f", "/link")
+    Path("large").write_bytes(b"x" * (24 << 20))
+    for target in ("other:/f", "other:/link"):
+        assert cli("cp", "large", target).code == 5
+        with open("large", "rb") as stdin:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
+            assert cli("cp", "-", target).code == 5
+    assert other.read_bytes("/link") == b"old"
+    assert sorted(other.listdir("/")) == ["f", "link"]
+    other.chmod("/f", 0o640)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"piped")))
+    assert cli("cp", "-", "other:/link").code == 0
+    assert other.read_bytes("/f") == b"piped"
+    assert stat.S_IMODE(other.stat("/f").st_mode) == 0o640
+    assert other.islink("/link")
+
+
+def test_what_was_just_created_is_not_overwritten(cli: Cli) -> None:
+    for folder in "xyz":
+        Path(folder).mkdir()
+    Path("x/f").write_text("first")
+    Path("y/f").write_text("second")
+    os.link("x/f", "z/f")
+    os.link("x/f", "z/g")
+    cli.demo.make_dir("/d")
+    cli.demo.write_bytes("/d/f", b"what was there may go")
+    expected = {"f": "first", "g": "first"}
+    for verb in ("cp", "mv"):
+        result = cli(verb, "x/f", "y/f", "z/f", "z/g", "demo:/d")
+        assert result.code == 3
+        for source in ("y/f", "z/f"):
+            line = f"'{source}': will not overwrite just-created 'demo:/d/f'"
+            assert line in result.err
+        assert contents(cli.demo, "/d") == expected
+    assert tree_of(Path()) == {"x": "/", "y": "/", "y/f": "second", "z": "/", "z/f": "first"}
+    assert cli("mv", "demo:/d/g", "demo:/data/sub", "demo:/").code == 0
+    cli.demo.make_dir("/e")
+    cli.demo.write_bytes("/e/g", b"other")
+    assert cli("mv", "demo:/g", "demo:/e/g", "demo:/data").code == 3
+    assert cli.demo.read_bytes("/e/g") == b"other"
+    assert cli.demo.read_bytes("/data/g") == b"first"
+
+
+@pytest.mark.parametrize("alias", ["alias", "tcp://127.0.0.1:7000"])
+def test_one_arena_under_two_names(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, engine: Any, alias: str
+) -> None:
+    cli.names["alias"] = engine.name
+    connect = nova_mp.connect
+    monkeypatch.setattr(nova_mp, "connect", lambda name: connect(engine.name))
+    result = cli("cp", "demo:/data/one", f"{alias}:/data/one")
+    assert result.code == 1
+    assert "is the same file" in result.err
+    assert "cannot be copied into itself" in cli("cp", "-r", "demo:/data", f"{alias}:/data/x").err
+    assert cli("mv", "demo:/data/one", f"{alias}:/data/one").code == 0
+    assert cli.demo.read_bytes("/data/one") == b"one\n"
+    inode = cli.demo.stat("/data/one").st_ino
+    assert cli("mv", f"{alias}:/data/one", "demo:/data/moved").code == 0
+    assert cli.demo.stat("/data/moved").st_ino == inode
+
+
+def test_two_arenas_have_inodes_of_the_same_number(cli: Cli, other: FileSystem) -> None:
+    numbers = []
+    for fs, text in ((cli.demo, b"demo"), (other, b"other")):
+        for name in range(64):
+            fs.write_bytes(f"/{name}", text)
+        numbers.append({fs.stat(f"/{name}").st_ino: name for name in range(64)})
+    both = max(numbers[0].keys() & numbers[1].keys())
+    assert cli("cp", f"demo:/{numbers[0][both]}", f"other:/{numbers[1][both]}").code == 0
+    assert other.read_bytes(f"/{numbers[1][both]}") == b"demo"
+
+
+def test_a_slash_at_the_end_of_a_target(cli: Cli) -> None:
+    Path("a").write_text("a")
+    Path("folder").mkdir()
+    for verb, target in product(
+        ("cp", "mv"), ("demo:/new/", "demo:/data/one/", "demo:/data/one/.")
+    ):
+        result = cli(verb, "a", target)
+        assert result.code == 1, target
+        assert "not a directory" in result.err
+    for target in ("new/", "a/"):
+        assert "not a directory" in cli("cp", "demo:/data/one", target).err
+    assert contents(cli.demo, "/") == {"data": "/"} | {f"data/{k}": v for k, v in DATA.items()}
+    assert cli("cp", "a", "demo:/data/").code == 0
+    assert cli("cp", "-r", "folder", "demo:/new/").code == 0
+    assert cli("cp", "-r", "demo:/data", "made/").code == 0
+    assert cli.demo.isdir("/new")
+    assert tree_of(Path("made")) == DATA | {"a": "a"}
+
+
 def test_mv(cli: Cli) -> None:
     assert cli("mv", "demo:/data/one", "demo:/data/three").code == 0
     assert cli("mv", "-n", "demo:/data/three", "demo:/data/sub/two").code == 1
@@ -312,6 +447,59 @@ def test_mv_keeps_the_source_when_a_part_is_not_copied(cli: Cli) -> None:
     assert result.code == 1
     assert "the source was left as it is" in result.err
     assert Path("tree/file").exists()
+
+
+def test_mv_does_not_take_standard_input(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("-").write_text("a file")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"piped")))
+    for operands in (["-", "demo:/x"], ["./-", "-", "demo:/data"], ["demo:/data/one", "-"]):
+        result = cli("mv", *operands)
+        assert result.code == 2
+        assert "hint: a file of this name is ./-" in result.err
+    assert Path("-").read_text() == "a file"
+    assert contents(cli.demo, "/data") == DATA
+    assert cli("mv", "./-", "demo:/x").code == 0
+    assert cli.demo.read_bytes("/x") == b"a file"
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_mv_keeps_what_comes_or_changes_meanwhile(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, slash: str
+) -> None:
+    (tree := Path("tree")).mkdir()
+    for name in ("early/a", "late/b", "gone/c", "top"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text(name)
+    os.link("tree/gone/c", "tree/gone/linked")
+    copy_file = ItemCopier.copy_file
+
+    def meddled(self: ItemCopier, item: Any) -> None:
+        copy_file(self, item)
+        if item.source.endswith("top"):
+            (tree / "early/new").write_text("new")
+            (tree / "late/b").write_text("B changed")
+
+    monkeypatch.setattr(ItemCopier, "copy_file", meddled)
+    result = cli("mv", "--json", f"tree{slash}", "demo:/tree")
+    assert result.code == 3
+    assert result.json["moved"] == []
+    assert [(error["object"], error["reason"]) for error in result.json["errors"]] == [
+        ("tree/late/b", "it has changed since it was copied"),
+        ("tree/early/new", "it was added while the rest was copied"),
+    ]
+    left = {"early": "/", "early/new": "new", "late": "/", "late/b": "B changed"}
+    assert tree_of(tree) == left
+    assert contents(cli.demo, "/tree")["late/b"] == "late/b"
+
+
+def test_mv_replaces_no_directory_that_holds_something(cli: Cli) -> None:
+    Path("out/data").mkdir(parents=True)
+    assert cli("mv", "demo:/data/sub", "out/data").code == 0
+    cli.demo.mkdir("/new/data/x", parents=True)
+    for target in ("out", "demo:/new"):
+        result = cli("mv", "demo:/data", target)
+        assert f"'{target}/data' is a directory that is not empty" in result.err
+    assert Path("out/data/sub/two").exists()
 
 
 def test_rm(cli: Cli) -> None:

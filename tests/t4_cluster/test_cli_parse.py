@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ from nova_mp.cli import main as cli_main
 from nova_mp.cli.command import Verb, VerbGroup, first_sentence
 from nova_mp.cli.operands import Operand, parse
 from nova_mp.cli.output import Column, ListStyle, table
-from nova_mp.cli.report import Refused, problem_of
+from nova_mp.cli.report import Refused, Report, problem_of
 
 Done = tuple[int, str, str]
 
@@ -138,6 +139,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["start", "demo:/"], ["names a file; here goes the name of an arena"]),
         (["mkdir", "-m", "9", "demo:/x"], ["'9' is no mode"]),
         (["completion", "tcsh"], ["tcsh"]),
+        (["completion"], ["Choose from: bash, zsh, fish"]),
+        (["freeze", "demo", "--timeout", "nan"], ["nan is no time to wait"]),
+        (["freeze", "demo", "--timeout", "0"], ["more than 0"]),
+        (["status", "demo", "--watch", "inf"], ["inf is no time to wait"]),
+        (["status", "demo", "--watch", "x"], ["'x' is no number of seconds"]),
+        (["snapshot", "wait", "demo", "--timeout", "-1"], ["at least 0"]),
         (["snapshot", "frobnicate"], ["no such command"]),
     ],
 )
@@ -203,6 +210,35 @@ def test_errors_name_verb_object_reason_and_remedy() -> None:
     assert "\x1b" not in problem_of(OSError(5, "bad", "/\x1b[2J"), "read", "d:/\x1b[2J").text()
 
 
+@pytest.mark.parametrize(
+    ("verb", "what", "number", "words"),
+    [
+        ("make", "d:/a/b", errno.ENOENT, "nova-mp mkdir -p d:/a/b"),
+        ("make", "d:/a", errno.EEXIST, "nova-mp stat d:/a"),
+        ("move", "d:/a", errno.EINVAL, "into itself"),
+        ("unfreeze", "d", errno.EINVAL, "nova-mp status d"),
+        ("take a snapshot of", "d", errno.EEXIST, "nova-mp snapshot list d"),
+        ("copy", "d@s:/a", errno.EBUSY, "nova-mp status d"),
+        ("copy", "a/b", errno.ENOENT, "there: ls a"),
+        ("copy", "/a:/b", errno.EACCES, "ls -ld"),
+        ("copy", "a", errno.ENOSPC, "df"),
+    ],
+)
+def test_hints_fit_what_the_error_is_about(verb: str, what: str, number: int, words: str) -> None:
+    hint = problem_of(OSError(number, os.strerror(number)), verb, what).hint
+    assert words in hint
+
+
+def test_every_error_has_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("cat", "print")
+    with report.attempt("d:/a"):
+        raise OSError(errno.EDOM, "Strange")
+    with report.attempt("d:/a"):
+        raise ValueError("stranger still")
+    assert all(problem.hint for problem in report.problems)
+    assert capsys.readouterr().err.count("hint: ") == 2
+
+
 def test_tables_are_aligned_or_bare() -> None:
     columns = (Column("SIZE", number=True), Column("NAME"))
     rows = [("1", "one"), ("1000", "b")]
@@ -248,10 +284,20 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("closed", ["1", "0 1", "0 1 2"])
+def test_streams_that_are_closed(closed: str) -> None:
+    shut = " ".join(f"{fd}>&-" for fd in closed.split())
+    for words, code in (("--help", 0), ("status", 0), ("ls", 2), ("ls --json nowhere:/", 1)):
+        command = f'"{sys.executable}" -m nova_mp.cli.main {words} {shut}'
+        done = subprocess.run(["sh", "-c", command], check=False, capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), (words, done)
+
+
 def test_output_that_cannot_be_written() -> None:
     with open("/dev/full", "wb") as full:
         command = [sys.executable, "-m", "nova_mp.cli.main", "--help"]
         done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 5
-    assert "no space left on device" in done.stderr
+    assert "cannot write 'standard output': no space left on device" in done.stderr
+    assert "remove files" not in done.stderr
     assert "Traceback" not in done.stderr

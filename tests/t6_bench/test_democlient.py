@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nova_mp.bench import democlient
+from nova_mp.bench import demo, democlient
 from nova_mp.bench.democlient import DemoClient
 from nova_mp.bench.demoplan import Options, collect_tree, folders_of, make_folders, make_plan
 from nova_mp.bench.loadclient import Target, clock
@@ -158,3 +158,14 @@ def test_reading_the_live_files_one_by_one_is_no_snapshot(tmp_path: Path) -> Non
         except Violation:
             wrong += 1
     assert wrong > 0
+
+
+@pytest.mark.parametrize("words", [
+    "--cpus 999", "--cpus 0", "--seconds nan", "--seconds inf", "--rate -1", "--size lots",
+    "--out /nonexistent/x", "--out /", "--tree /nonexistent",
+])
+def test_arguments_that_make_no_sense(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        demo.parse_arguments(words.split())
+    assert ended.value.code == 2
+    assert words.split(maxsplit=1)[0] in capsys.readouterr().err

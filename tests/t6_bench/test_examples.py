@@ -85,6 +85,27 @@ def test_the_simulation_goes_on_while_snapshots_become_frames(tmp_path: Path) ->
     assert not list(Path("/dev/shm").glob(f"*simulation-{process.pid}*"))
 
 
+@pytest.mark.parametrize(("seconds", "out"), [
+    ("nan", "a.gif"), ("-1", "a.gif"), ("inf", "a.gif"), ("1", "missing/a.gif"), ("1", "."),
+])
+def test_what_makes_no_sense_is_refused(tmp_path: Path, seconds: str, out: str) -> None:
+    process = started(tmp_path / out, seconds)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, "Traceback" in errors) == (2, False), errors
+
+
+@pytest.mark.parametrize("after_s", [0.6, 1.2])
+def test_ctrl_c_may_come_early(tmp_path: Path, after_s: float) -> None:
+    process = started(tmp_path / "simulation.gif", "600")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=after_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (0, 130, -signal.SIGINT), errors
+    assert "Traceback" not in errors
+    assert not list(Path("/dev/shm").glob(f"*simulation-{process.pid}*"))
+
+
 def test_ctrl_c_ends_the_simulation_cleanly(tmp_path: Path) -> None:
     out = tmp_path / "simulation.gif"
     process = started(out, "600")

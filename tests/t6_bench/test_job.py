@@ -125,10 +125,22 @@ def test_all_keys(tmp_path: Path) -> None:
     ("arena = 3\n" + LEAST, "expected a table"),
     ("x = [", "not TOML"),
     ("include = ['nowhere.toml']\n" + LEAST, "no preset 'nowhere.toml'"),
+    ("include = 'media-pmem.toml'\n" + LEAST, "expected a list of file names"),
+    ("include = ['job.toml']\n" + LEAST, "includes itself"),
+    (LEAST + "rate = inf", "not negative"),
+    (LEAST + "[run]\nduration = nan", "has an end"),
 ])
 def test_what_does_not_fit_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(JobError, match=reason):
         load_job(job_file(tmp_path, text))
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_bytes(b"\x80\x81")
+    with pytest.raises(JobError, match="UTF-8"):
+        load_job(tmp_path / "job.toml")
+    with pytest.raises(JobError, match="is a directory"):
+        load_job(tmp_path)
 
 
 def test_a_preset_comes_first_and_the_job_wins(tmp_path: Path) -> None:

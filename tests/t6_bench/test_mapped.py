@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from nova_mp.bench import mapped
-from nova_mp.bench.job import JobError
 from nova_mp.bench.mapview import sheets
 from nova_mp.bench.run import run_job
+from nova_mp.errors import NovaError
 
 SMALL = """
 [mapped_bench]
@@ -54,6 +58,23 @@ def test_a_small_run(job: Path, tmp_path: Path) -> None:
     assert "Targets" in (tmp_path / "out.html").read_text()
 
 
+def test_an_interrupted_run_leaves_nothing(job: Path) -> None:
+    pytest.importorskip("numpy")
+    job.write_text(SMALL.replace("repeats = 1\n", "repeats = 1000\n"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nova_mp.cli.main", "bench", "run", str(job)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(Path("/dev/shm").glob(f"nova_mp-peer-{process.pid}-*/*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (130, False), errors
+    assert not [name for name in os.listdir("/dev/shm") if f"-{process.pid}" in name]
+
+
 def test_a_pause_belongs_to_the_snapshot_before_it() -> None:
     stores = [(5, 3), (12, 9), (13, 2), (30, 50), (95, 10)]
     assert mapped.longest(stores, [10, 40, 100]) == [9, 50, 10]
@@ -62,5 +83,5 @@ def test_a_pause_belongs_to_the_snapshot_before_it() -> None:
 
 def test_without_numpy_it_says_so(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "find_spec", lambda name: None)
-    with pytest.raises(JobError, match="numpy, which is not installed"):
+    with pytest.raises(NovaError, match="numpy, which is not installed"):
         mapped.run_mapped(job)

@@ -41,7 +41,7 @@ CORE_LEVELS = [
     {"repair"},
     {"faults"},
     {"recovery"},
-    {"boundary", "arena"},
+    {"boundary", "arena", "forks"},
     {"process", "fold"},
     {"mapped"},
     {"handle"},
