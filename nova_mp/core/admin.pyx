@@ -16,9 +16,9 @@ from nova_mp.core.arch cimport nv_futex_wake, nv_load64, nv_store32, nv_xchg64
 from nova_mp.core.arena cimport recovery_stats
 from nova_mp.core.boundary cimport decode, raise_errno
 from nova_mp.core.boundary import COUNTERS, MEDIA, OPERATIONS, ROLES
-from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, MAP_RECORDS, NV_FROZEN, OP_COUNT, SLOT_ACTIVE,
-                                SLOT_FREE, cpu_at, nv_cpu, nv_ctx, nv_dram_header, nv_slot,
-                                nv_snapshot, nv_trace, slot_at)
+from nova_mp.core.dram cimport (CNT_COUNT, DRAM_PAGE, MAP_RECORDS, NV_FROZEN, OP_COUNT, ROLE_CLIENT,
+                                SLOT_ACTIVE, SLOT_BYTES, SLOT_FREE, cpu_at, nv_cpu, nv_ctx,
+                                nv_dram_header, nv_slot, nv_snapshot, nv_trace, slot_at)
 from nova_mp.core.faults cimport protection_of
 from nova_mp.core.layout cimport BLOCK_BYTES, DATA_NR
 from nova_mp.core.reclaim cimport clean_backlog, clean_done_blocks, clean_lists, gc_all
@@ -320,6 +320,22 @@ cdef class Admin(Process):
         return PROTECTION[protection_of(self.faults)]
 
     # -- processes
+
+    def _choose_cpu(self, cpu):
+        cdef nv_dram_header* h = self.arena.hdr
+        cdef nv_slot* base = <nv_slot*>(self.arena.dram + h.slots_off)
+        cdef nv_slot* s
+        cdef uint32_t i
+        if cpu is not None:
+            if not 0 <= cpu < h.cpus:
+                raise ValueError(f"cpu must be 0 to {h.cpus - 1}, not {cpu}")
+            return cpu
+        load = [0] * h.cpus
+        for i in range(h.slot_high):
+            s = <nv_slot*>(<char*>base + i * SLOT_BYTES)
+            if s.state & 3 == SLOT_ACTIVE and s.role == ROLE_CLIENT and s.cpu < h.cpus:
+                load[s.cpu] += 1
+        return load.index(min(load))
 
     def reap(self):
         """Repairs and frees slots of dead processes and threads; returns what was done."""

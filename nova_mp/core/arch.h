@@ -273,31 +273,41 @@ static inline void nv_futex_wake(uint32_t *word, int count)
 
 static inline uint32_t nv_gettid(void) { return (uint32_t)syscall(SYS_gettid); }
 
-/* Start time (clock ticks since boot) of a thread; 0 if it does not run any more. A zombie has
- * stopped for good, so it counts as gone. /proc rather than kill(pid, 0): that would not tell a
- * process from a later one with the same number. */
+#define NV_UNKNOWN UINT64_MAX
+
+/* Start time (clock ticks since boot) of a thread; 0 if it does not run any more, NV_UNKNOWN if
+ * that cannot be told, as without a free descriptor. A zombie has stopped for good, so it counts as
+ * gone, unless it is a process's first thread and others of it run. /proc rather than kill(pid, 0):
+ * that would not tell a process from a later one with the same number. */
 static inline uint64_t nv_thread_start_time(uint32_t pid, uint32_t tid)
 {
     char path[64], text[1024];
     snprintf(path, sizeof path, "/proc/%u/task/%u/stat", pid, tid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return 0;
+        return errno == ENOENT || errno == ESRCH ? 0 : NV_UNKNOWN;
     ssize_t n = read(fd, text, sizeof text - 1);
+    int gone = n < 0 && errno == ESRCH;
     close(fd);
     if (n <= 0)
-        return 0;
+        return gone ? 0 : NV_UNKNOWN;
     text[n] = 0;
     char *p = strrchr(text, ')');
-    if (p == NULL || p[1] == 0 || p[2] == 'Z' || p[2] == 'X' || p[2] == 'x')
-        return 0;
+    if (p == NULL || p[1] == 0)
+        return NV_UNKNOWN;
     p += 2; /* field 3 */
+    char state = *p;
+    uint64_t threads = 0;
     for (int field = 3; field < 22 && p != NULL; field++) {
         p = strchr(p, ' ');
         if (p != NULL)
             p++;
+        if (field == 19 && p != NULL)
+            threads = strtoull(p, NULL, 10);
     }
-    return p == NULL ? 0 : strtoull(p, NULL, 10);
+    if (state == 'X' || state == 'x' || (state == 'Z' && !(pid == tid && threads > 1)))
+        return 0;
+    return p == NULL ? NV_UNKNOWN : strtoull(p, NULL, 10);
 }
 
 static inline void nv_kill_self(void)

@@ -38,6 +38,7 @@ cdef extern from "arch.h" nogil:
     int nv_futex_wait(uint32_t* word, uint32_t seen, uint64_t ns) noexcept
     void nv_futex_wake(uint32_t* word, int count) noexcept
     uint32_t nv_gettid() noexcept
+    uint64_t NV_UNKNOWN
     uint64_t nv_thread_start_time(uint32_t pid, uint32_t tid) noexcept
     void nv_kill_self() noexcept
     void* nv_tls_get(uint64_t key) noexcept

@@ -10,9 +10,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from nova_mp import errors
-from nova_mp.core.arch cimport NV_FLUSH_NONE, nv_best_flush, nv_store32
+from nova_mp.core.arch cimport NV_FLUSH_NONE, nv_best_flush, nv_fence_full, nv_store32
 from nova_mp.core.boundary import MEDIA
-from nova_mp.core.dram cimport (DRAM_PAGE, MEDIA_PMEM, MEDIA_REAL, REBUILD_LISTS, ROLE_SUPERVISOR,
+from nova_mp.core.dram cimport (DRAM_PAGE, MAX_SLOTS, MEDIA_PMEM, MEDIA_REAL, REBUILD_LISTS,
+                                ROLE_SUPERVISOR,
                                 SLOT_FREE, STATE_READY, STATE_STOPPING, nv_ctx, nv_dram_header,
                                 slot_at)
 from nova_mp.core.layout cimport (BLOCK_BYTES, DATA_NR, FORMAT_VERSION, MAX_BLOCKS, MAX_CPUS,
@@ -169,6 +170,8 @@ def mount(pmem, dram, int dram_fd, *, int cpus, str media="dram", dram_limit=Non
     m.arena.dram_fd = dram_fd
     m.arena.rebuild = REBUILD_LISTS
     slot = slot_take(&m.arena, ROLE_SUPERVISOR, 0, 0, b"mount")
+    if slot < 0:
+        raise no_slot(slot)
     ctx_init(&c, &m.arena, slot)
     c.privileged = 1
     error.what = b""
@@ -205,6 +208,14 @@ cdef void delete_deferred(nv_ctx* c) noexcept nogil:
             snap_delete(c, snap_at(c, i).epoch_id, False)
 
 
+def no_slot(int rc):
+    """The error for a process slot that slot_take() did not give."""
+    if rc == -2:
+        return OSError(_errno.EMFILE, "cannot look at /proc: no file descriptor is left")
+    return errors.SlotsExhausted(f"all {MAX_SLOTS} process slots are taken",
+                                 "detach other processes, or use fewer threads")
+
+
 def unmount(pmem, dram, int dram_fd=-1):
     """Saves the snapshot lists and marks the arena clean.
 
@@ -215,20 +226,30 @@ def unmount(pmem, dram, int dram_fd=-1):
     cdef nv_ctx c
     cdef nv_superblock sb
     cdef uint32_t i
+    cdef int slot
     cdef bint saved
     bare_context(m, &c)
     arena_media(&m.arena)
     nv_store32(&m.arena.hdr.state, STATE_STOPPING)
+    # Whoever takes a slot looks at the state after that: one of us sees the other.
+    nv_fence_full()
     for i in range(m.arena.hdr.slot_high):
         if slot_at(&c, i).state != SLOT_FREE:
             nv_store32(&m.arena.hdr.state, STATE_READY)
             raise OSError(_errno.EBUSY, f"process {slot_at(&c, i).pid} still uses the arena")
     m.arena.dram_fd = dram_fd
-    ctx_init(&c, &m.arena, slot_take(&m.arena, ROLE_SUPERVISOR, 0, 0, b"unmount"))
+    slot = slot_take(&m.arena, ROLE_SUPERVISOR, 0, 0, b"unmount")
+    if slot < 0:
+        nv_store32(&m.arena.hdr.state, STATE_READY)
+        raise no_slot(slot)
+    ctx_init(&c, &m.arena, slot)
     c.privileged = 1
     with nogil:
         delete_deferred(&c)
-        saved = clean_lists(&c, <uint64_t>-1) == 0 and lists_save(&c)
+        # Without what a deleted file left when there was no memory to put it into a list, the lists
+        # are not whole; then they are rebuilt from the logs, as after a crash.
+        saved = (clean_lists(&c, <uint64_t>-1) == 0 and m.arena.hdr.not_evicted == 0
+                 and lists_save(&c))
     sb = superblock_newest(&c)[0]
     sb.lists_saved = 1 if saved else 0
     sb.mount_state = MOUNT_CLEAN

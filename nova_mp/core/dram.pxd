@@ -18,7 +18,7 @@ from nova_mp.core.arch cimport nv_monotonic_ns
 
 cdef enum:
     DRAM_MAGIC = 0x4D415244          # "DRAM"
-    DRAM_VERSION = 2
+    DRAM_VERSION = 3
     DRAM_PAGE = 4096
     MAX_SLOTS = 1024                 # threads of processes attached at the same time
     SLOT_BYTES = 1024
@@ -365,6 +365,7 @@ cdef struct nv_dram_header:          # IN DRAM. First page
     uint64_t clean_bell              # grows when there is something to clean
     uint64_t gc_fast_pages
     uint64_t gc_thorough_pages
+    uint64_t not_evicted             # deleted files left for want of memory; see unmount()
     # -- debug builds: a failpoint that another process has armed for one
     uint32_t doomed                  # process slot + 1 of who is to die, 0: nobody
     uint32_t doomed_passages         # before that

@@ -129,6 +129,11 @@ cdef int slot_take_from(nv_ctx* c, uint32_t cpu_nr, uint64_t* ino) noexcept nogi
     if rc == 0:
         d = <nv_chunk*>(c.dram + chunk_off_of(c, ino[0]))
         bit = ino[0] & (CHUNK_SLOTS - 1)
+        if pm_word(c, inode_off(c, ino[0]) + PI_LOG_HEAD):
+            # Of the inode that was here before: its log is somebody else's by now, and whoever
+            # finds us dead before the new inode is written looks here.
+            pm_store64(c, inode_off(c, ino[0]) + PI_LOG_HEAD, 0)
+        nv_fence_release()
         c.slot.new_ino = ino[0]
         nv_fence_release()
         d.bitmap[bit >> 6] |= <uint64_t>1 << (bit & 63)

@@ -109,7 +109,8 @@ cdef int log_room(nv_ctx* c, nv_inode_header* h, nv_tx* t, uint32_t slots) noexc
         pend_done(c)
         fail_point(c, "log.page_linked")
     else:
-        # Left by an operation that was rolled back.
+        # Left by an operation that was rolled back, maybe one that died before it wrote this back.
+        pm_flush(c, tail_off, 8)
         pm_store16(c, page + LOG_TAIL_OFF + 12, 0)
         pm_store16(c, page + LOG_TAIL_OFF + 14, 0)
         pm_store64(c, page + LOG_TAIL_OFF + 24, 0)

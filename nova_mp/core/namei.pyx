@@ -4,7 +4,7 @@ from libc.errno cimport (EBUSY, EEXIST, EINVAL, EISDIR, EMLINK, ENOENT, ENOSPC, 
                          EPERM)
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
-from nova_mp.core.arch cimport nv_file_time_ns
+from nova_mp.core.arch cimport nv_add64, nv_file_time_ns
 from nova_mp.core.dir cimport DT_DIR, DT_LNK, DT_REG, dentry_at, dir_lookup, dir_reserve
 from nova_mp.core.dram cimport (INODE_DEAD, INODE_IN_LIST, OPEN_CELLS, OP_CLOSE, OP_CREATE, OP_LINK,
                                 OP_UNLINK, SLOT_FREE, nv_tx, slot_at)
@@ -377,9 +377,12 @@ cdef int handle_close(nv_ctx* c, uint64_t* cell) noexcept nogil:
             cell[0] = 0
             h.opens = 0
             fail_point(c, "close.cell_cleared")
-            # Without memory for list pages it stays as it is; the reaper tries again.
-            if not h.flags & INODE_IN_LIST and evict_reserve(c, h) == 0:
-                evict(c, h, ino)
+            if not h.flags & INODE_IN_LIST:
+                if evict_reserve(c, h) == 0:
+                    evict(c, h, ino)
+                else:
+                    # Without memory for list pages it stays as it is until the next mount.
+                    nv_add64(&c.hdr.not_evicted, 1)
             c.privileged = 0
             op_end(c)
     else:

@@ -120,15 +120,18 @@ cdef void copy_adaptive(nv_ctx* c, uint64_t off, const void* src, uint64_t n) no
 
 cdef void pm_copy_data(nv_ctx* c, uint64_t off, const void* src, uint64_t n) noexcept nogil:
     # File data: persistent at the next fence, whatever the medium.
+    cdef uint64_t edge
     nv_assert(off + n <= c.a.pm_bytes, "PMEM copy outside the arena", off)
     if c.a.media_mode:
         nv_copy_nt(c.pm + off, <const uint8_t*>src, n)
         if c.a.media_mode == MEDIA_PMEM:
             c.media_bytes += n
-        # Streaming stores cover whole lines of an aligned destination; the edges are ordinary.
+        # Streaming stores cover whole lines of an aligned destination; the edges are ordinary, and
+        # each of them less than 64 bytes, which may lie in two lines.
         if c.a.flush_how != NV_FLUSH_NONE and ((off | n) & 63):
-            nv_flush_lines(c.pm + off, 64, c.a.flush_how)
-            nv_flush_lines(c.pm + off + n - 1, 1, c.a.flush_how)
+            edge = n if n < 64 else 64
+            nv_flush_lines(c.pm + off, edge, c.a.flush_how)
+            nv_flush_lines(c.pm + off + n - edge, edge, c.a.flush_how)
     elif n >= ADAPT_BYTES:
         copy_adaptive(c, off, src, n)
     else:

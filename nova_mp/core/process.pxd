@@ -12,6 +12,7 @@ cdef class Process:
     cdef Py_buffer dram_view
     cdef int views
     cdef uint64_t key
+    cdef nv_ctx* process             # of whoever made it, whose slot is the process's
     cdef nv_ctx* leaving             # of the thread that closes it, or NULL
     cdef dict contexts
     cdef uint64_t* pages[256]
@@ -31,6 +32,7 @@ cdef class Process:
     cdef nv_ctx* ctx(self) except NULL
     cdef nv_ctx* new_ctx(self) except NULL
     cdef void retire(self, nv_ctx* c) except *
+    cdef int new_slot(self, uint32_t parent) except -1
     cdef void take_process_slot(self) except *
     cdef uint64_t* cell(self, uint32_t nr) noexcept nogil
     cdef int hold_snapshot(self, nv_ctx* c, uint32_t nr, uint64_t cell, bint inherited) except -1

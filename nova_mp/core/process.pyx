@@ -23,13 +23,14 @@ from libc.string cimport memset
 from nova_mp import errors
 from nova_mp.core.alloc cimport keep_drop
 from nova_mp.core.pages cimport dpend_done, dram_alloc, dram_free
-from nova_mp.core.arch cimport nv_tls_get, nv_tls_set
+from nova_mp.core.arch cimport nv_fence_full, nv_store32, nv_tls_get, nv_tls_set
 from nova_mp.core.arena cimport arena_media
+from nova_mp.core.arena import no_slot
 from nova_mp.core.boundary import DEBUG_BUILD, ROLES, WITHOUT
 from nova_mp.core.dram cimport (CELL_SNAPSHOT, DRAM_MAGIC, DRAM_PAGE, DRAM_VERSION, MAP_RECORDS,
-                                MAX_SLOTS, NV_FROZEN, NV_RETRY, OPEN_CELLS, ROLE_CLIENT,
-                                SLOT_ACTIVE, STATE_READY, dram_off, nv_dram_header, nv_slot,
-                                nv_snapshot, slot_at)
+                                NV_FROZEN, NV_RETRY, OPEN_CELLS, SLOT_BYTES, SLOT_FREE,
+                                STATE_READY, dram_off, nv_dram_header, nv_slot, nv_snapshot,
+                                slot_at)
 from nova_mp.core.faults cimport faults_add, faults_disown, faults_start, faults_stop
 from nova_mp.core.file cimport map_forget
 from nova_mp.core.forks import cores, fresh_key
@@ -147,28 +148,27 @@ cdef class Process:
             # Only to show that a test notices: snapshots are not what they promise to be then.
             self.arena.without = WITHOUT[without]
 
-    def _choose_cpu(self, cpu):
-        cdef nv_dram_header* h = self.arena.hdr
-        cdef nv_slot* base = <nv_slot*>(self.arena.dram + h.slots_off)
+    cdef int new_slot(self, uint32_t parent) except -1:
+        """Number of a slot for the calling thread."""
         cdef nv_slot* s
-        cdef uint32_t i
-        if cpu is not None:
-            if not 0 <= cpu < h.cpus:
-                raise ValueError(f"cpu must be 0 to {h.cpus - 1}, not {cpu}")
-            return cpu
-        load = [0] * h.cpus
-        for i in range(h.slot_high):
-            s = <nv_slot*>(<char*>base + i * 1024)
-            if s.state & 3 == SLOT_ACTIVE and s.role == ROLE_CLIENT and s.cpu < h.cpus:
-                load[s.cpu] += 1
-        return load.index(min(load))
+        cdef int nr = slot_take(&self.arena, self.role_nr, self.cpu, parent,
+                                self.title.encode()[:23])
+        if nr == -1 and parent:
+            self.reap()
+            nr = slot_take(&self.arena, self.role_nr, self.cpu, parent, self.title.encode()[:23])
+        if nr < 0:
+            raise no_slot(nr)
+        s = <nv_slot*>(self.arena.dram + self.arena.hdr.slots_off + nr * SLOT_BYTES)
+        # The unmount that we find here has not seen our slot, or will see it go.
+        nv_fence_full()
+        if self.arena.hdr.state != STATE_READY:
+            nv_store32(&s.state, SLOT_FREE)
+            raise errors.EngineNotRunning("the arena is being stopped", "try again in a moment")
+        return nr
 
     cdef void take_process_slot(self) except *:
-        cdef int nr = slot_take(&self.arena, self.role_nr, self.cpu, 0, self.title.encode()[:23])
+        cdef int nr = self.new_slot(0)
         cdef nv_ctx* c
-        if nr < 0:
-            raise errors.SlotsExhausted(f"all {MAX_SLOTS} process slots are taken",
-                                        "detach other processes")
         self.slot = nr
         self.arena.process_slot = nr
         self.arena.pid = os.getpid()
@@ -177,6 +177,7 @@ cdef class Process:
             raise MemoryError
         ctx_init(c, &self.arena, nr)
         c.keeps = 1
+        self.process = c
         self.contexts[threading.get_ident()] = <size_t>c
         nv_tls_set(self.key, c)
 
@@ -202,14 +203,7 @@ cdef class Process:
             if c.slot.tid == threading.get_native_id():
                 nv_tls_set(self.key, c)
                 return c
-        nr = slot_take(&self.arena, self.role_nr, self.cpu, self.slot + 1, self.title.encode()[:23])
-        if nr < 0:
-            self.reap()
-            nr = slot_take(&self.arena, self.role_nr, self.cpu, self.slot + 1,
-                           self.title.encode()[:23])
-        if nr < 0:
-            raise errors.SlotsExhausted(f"all {MAX_SLOTS} process slots are taken",
-                                        "use fewer threads")
+        nr = self.new_slot(self.slot + 1)
         c = <nv_ctx*>calloc(1, sizeof(nv_ctx))
         if c == NULL:
             raise MemoryError
@@ -276,7 +270,12 @@ cdef class Process:
         """
         if not self.over():
             self._drop_mappings()
-            self._leave()
+            try:
+                self._leave()
+            except BaseException:
+                # Interrupted: what is closed is closed, and the rest can be closed later.
+                self.leaving = NULL
+                raise
 
     cdef void retire(self, nv_ctx* c) except *:
         """From here on the caller, with `c`, is alone: others are refused, or waited for."""
@@ -284,14 +283,9 @@ cdef class Process:
         # Contexts that other threads remember are found under the old key only.
         self.key = fresh_key()
         nv_tls_set(self.key, c)
-        try:
-            while any((<nv_ctx*><size_t>value).away for value in self.contexts.values()
-                      if <nv_ctx*><size_t>value != c):
-                time.sleep(AWAY_S)
-        except BaseException:
-            # Interrupted: nothing is closed.
-            self.leaving = NULL
-            raise
+        while any((<nv_ctx*><size_t>value).away for value in self.contexts.values()
+                  if <nv_ctx*><size_t>value != c):
+            time.sleep(AWAY_S)
 
     def _leave(self):
         cdef nv_ctx* c = self.ctx()
@@ -308,11 +302,16 @@ cdef class Process:
         with nogil:
             spare_drop(c)
             keep_drop(c)
-        for value in self.contexts.values():
+        for value in {*self.contexts.values(), <size_t>self.process}:
             other = <nv_ctx*><size_t>value
             if other == c:
                 continue
-            if other.slot.tid == other.tid and other.slot.start_time == other.start_time:
+            if other == self.process:
+                # Its slot is that of all threads, and goes last.
+                with nogil:
+                    spare_drop(other)
+                    keep_drop(other)
+            elif other.slot.tid == other.tid and other.slot.start_time == other.start_time:
                 with nogil:
                     if slot_dead(other.slot):
                         # The thread has ended, and others may be at its slot, too.
@@ -325,12 +324,14 @@ cdef class Process:
         i = self.n_pages
         while i > 0:
             i -= 1
-            c.slot.open_head = 0
+            slot_at(c, self.slot).open_head = 0
             dram_free(c, dram_off(c, self.pages[i]), DRAM_PAGE)
         self.n_pages = 0
         self.closed = True
         self.key = fresh_key()
         slot_give_back(c, slot_at(c, self.slot))
+        if c.slot != slot_at(c, self.slot):
+            slot_give_back(c, c.slot)
         free(c)
         self.contexts = {}
         cores.discard(self)
@@ -445,8 +446,7 @@ cdef class Process:
             return
         self.faults = faults_start(&self.arena, slot_at(self.ctx(), self.slot), signals, &error)
         if self.faults == NULL and error == 0:
-            raise errors.SlotsExhausted(f"all {MAX_SLOTS} process slots are taken",
-                                        "detach other processes")
+            raise no_slot(-1)
         if self.faults == NULL:
             raise OSError(-error, os.strerror(-error), "mmap")
 

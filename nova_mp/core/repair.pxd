@@ -11,6 +11,8 @@
 # Invariants
 #   REP-1  Whether an operation committed is read from PMEM: the log tail moved, or it did not.
 #   REP-2  Every phase can be run again from its start.
+#   REP-3  What it decides by is written back before anything is done for it: the dead thread may
+#          not have come to that.
 
 from libc.stdint cimport uint32_t
 from nova_mp.core.dram cimport nv_ctx

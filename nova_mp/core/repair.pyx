@@ -23,7 +23,7 @@ from nova_mp.core.log cimport log_position, page_of, page_tail
 from nova_mp.core.file cimport map_forget
 from nova_mp.core.mapping cimport recount_maps
 from nova_mp.core.namei cimport handle_close, recount_opens, unlinked
-from nova_mp.core.pmem cimport block_off, pm_word
+from nova_mp.core.pmem cimport block_off, pm_persist, pm_word
 from nova_mp.core.reclaim cimport gc_continue
 from nova_mp.core.snaplist cimport list_repair, list_tail, spare_drop
 from nova_mp.core.snapshot cimport snap_create_finish, snap_delete_finish
@@ -149,6 +149,26 @@ cdef void repair_snapshot(nv_ctx* d) noexcept nogil:
             snap_delete_finish(d, s.arg)
 
 
+cdef void persist_intent(nv_ctx* d) noexcept nogil:
+    # REP-3. What the dead thread stored last decides what is done here, and with the blocks that
+    # are freed for it. It may have died before it wrote that back, and nobody else would.
+    cdef nv_slot* s = d.slot
+    cdef uint32_t i
+    for i in range(s.ntx):
+        if s.tx[i].ino:
+            pm_persist(d, inode_off(d, s.tx[i].ino), LINE_BYTES)
+    if s.new_ino:
+        pm_persist(d, inode_off(d, s.new_ino), LINE_BYTES)
+    if s.evict_ino:
+        pm_persist(d, inode_off(d, s.evict_ino), LINE_BYTES)
+    if s.gc_ino:
+        pm_persist(d, inode_off(d, s.gc_ino), LINE_BYTES)
+    if s.pend_link_off:
+        pm_persist(d, s.pend_link_off, 8)
+    if s.op == OP_SNAPSHOT_DELETE and s.arg:
+        pm_persist(d, (<nv_snapshot*>(d.dram + s.arg)).info_off, LINE_BYTES)
+
+
 cdef void repair_operation(nv_ctx* d) noexcept nogil:
     cdef nv_slot* s = d.slot
     cdef bint cleaning = s.op == OP_CLEAN and s.arg and (s.rel_state or s.evict_ino)
@@ -157,6 +177,7 @@ cdef void repair_operation(nv_ctx* d) noexcept nogil:
     if cleaning:
         list_tail(d, s.arg).padding = s.step
         nv_fence_release()
+    persist_intent(d)
     repair_pending(d)
     finish_release(d)
     if s.gc_ino:
@@ -279,8 +300,13 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
     # Frees the locks of a dead thread. A caller that holds leaf locks gets phase A only, which is
     # enough to free the leaf lock that it waits for.
     cdef nv_ctx d
+    cdef uint32_t n = c.slot.nlocks
+    # The last of the locks is the one that is waited for, unless it is held and the caller waits
+    # for something else (lookup() for the table of snapshots).
     cdef bint leaves_only = c.in_repair or (
-        c.slot.nlocks >= 2 and c.ranks[c.slot.nlocks - 2] >= <uint64_t>RANK_JOURNAL)
+        n >= 2 and c.ranks[n - 2] >= <uint64_t>RANK_JOURNAL) or (
+        n >= 1 and c.ranks[n - 1] >= <uint64_t>RANK_JOURNAL
+        and held(c, <uint32_t*>(c.dram + c.slot.locks[n - 1])))
     if not c.in_repair and repair_lock_take(c, not leaves_only):
         return 0
     if slot_dead(slot_at(c, owner - 1)) and slot_at(c, owner - 1).state & 3 == SLOT_ACTIVE:
@@ -298,9 +324,12 @@ cdef int repair_slot(nv_ctx* c, uint32_t owner) noexcept nogil:
             if d.slot.build_phase:
                 build_finish(&d)
             stores_release(&d)
+            # Once a lock is free others write there: a repairer after us, if we die in this, must
+            # not find the transaction any more.
+            d.slot.ntx = 0
+            nv_fence_release()
             free_inode_locks(&d)
             spare_drop(&d)
-            d.slot.ntx = 0
             d.slot.op = OP_NONE
             d.slot.arg = 0
             d.slot.undo_off = 0
@@ -389,8 +418,11 @@ cdef int reap_slot(nv_ctx* c, uint32_t nr) noexcept nogil:
                 page = s.spare_head
                 s.spare_head = list_tail(c, page).next_page_off
                 dram_free(c, page, DRAM_PAGE)
-        if rc == 0:
-            slot_give_back(c, s)
-            rc = 1
+        # Under the lock of repairers: one that found the thread dead must not meet its successor.
+        if rc == 0 and repair_lock_take(c, True) == 0:
+            if slot_dead(s) and s.nlocks == 0 and s.epoch_id == 0:
+                slot_give_back(c, s)
+                rc = 1
+            repair_lock_drop(c)
     lock_drop(c, &c.hdr.reap_lock)
     return rc

@@ -5,7 +5,7 @@ from libc.string cimport memset, strncpy
 from posix.unistd cimport getpid
 from nova_mp.core.arch cimport (nv_assert, nv_cas32, nv_fence_full, nv_futex_wait, nv_futex_wake,
                                 nv_gettid, nv_load64, nv_monotonic_ns, nv_pause, nv_store64,
-                                nv_thread_start_time, nv_xchg32, nv_xchg64)
+                                NV_UNKNOWN, nv_thread_start_time, nv_xchg32, nv_xchg64)
 from nova_mp.core.dram cimport (CNT_COUNT, CNT_EPOCH_RETRIES, CNT_LOCK_WAIT_NS, CNT_LOCK_WAITS,
                                 CNT_OPS, CNT_TIMED_OTHERS, CNT_TIMED_WRITES, LOCK_OWNER,
                                 LOCK_WAITERS, MAX_LOCKS, MAX_SLOTS, NV_FROZEN, NV_RETRY, OP_NONE,
@@ -202,8 +202,9 @@ cdef int grace_wait(nv_ctx* c, uint64_t epoch_id, uint64_t timeout_ns) noexcept 
 
 cdef int slot_take(nv_arena* a, uint32_t role, uint32_t cpu, uint32_t parent,
                    const char* title) noexcept nogil:
-    # Number of a slot for the calling thread, or -1 when all are taken. The state word carries the
-    # pid, so that a slot whose taker died halfway can be told from one being taken.
+    # Number of a slot for the calling thread, -1 when all are taken, -2 when it cannot be told when
+    # the thread was started, for want of a descriptor above all. The state word carries the pid, so
+    # that a slot whose taker died halfway can be told from one being taken.
     cdef nv_slot* base = <nv_slot*>(a.dram + a.hdr.slots_off)
     cdef nv_slot* s
     cdef uint32_t i, high
@@ -220,6 +221,10 @@ cdef int slot_take(nv_arena* a, uint32_t role, uint32_t cpu, uint32_t parent,
         s.cpu = cpu
         s.parent = parent
         s.start_time = nv_thread_start_time(pid, s.tid if parent else pid)
+        if s.start_time == 0 or s.start_time == NV_UNKNOWN:
+            # Others could not tell us from somebody dead.
+            nv_store32(&s.state, SLOT_FREE)
+            return -2
         strncpy(<char*>s.title, title, 23)
         while True:
             high = nv_load32(&a.hdr.slot_high)
@@ -247,13 +252,14 @@ cdef void slot_give_back(nv_ctx* c, nv_slot* s) noexcept nogil:
 cdef bint slot_dead(nv_slot* s) noexcept nogil:
     cdef uint32_t state = nv_load32(&s.state)
     cdef uint32_t pid = state >> 2
-    cdef uint64_t start
+    cdef uint64_t start, now
     if state == SLOT_FREE:
         return False
     if state & 3 == SLOT_TAKING:
         return nv_thread_start_time(pid, pid) == 0
     start = s.start_time
-    if nv_thread_start_time(pid, s.tid if s.parent else pid) == start:
+    now = nv_thread_start_time(pid, s.tid if s.parent else pid)
+    if now == start or now == NV_UNKNOWN:
         return False
     # It may have been given back and taken again while we looked.
     nv_fence_acquire()
