@@ -270,9 +270,10 @@ def test_a_stopped_process_holds_up_nobody() -> None:
             time.sleep(run.rng.uniform(0.001, 0.01))
             os.kill(stopped, signal.SIGSTOP)
             os.waitid(os.P_PID, stopped, os.WSTOPPED)
-            # Inside an operation it may hold a lock of the whole arena's, for nanoseconds.
+            # Inside an operation it may hold a lock of the whole arena's, for nanoseconds; and the
+            # next snapshot waits for the operation's end, and whoever maps a file for the snapshot.
             mine = [slot for slot in run.fs.slots() if slot["pid"] == stopped]
-            if all(slot["locks"] <= 1 for slot in mine):
+            if all(slot["locks"] <= 1 and not slot["epoch_id"] for slot in mine):
                 break
             os.kill(stopped, signal.SIGCONT)
         others = range(1, WORKERS)
