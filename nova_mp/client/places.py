@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ _ZEROS = bytes(1 << 16)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-class Place:
+class Place(ABC):
     """How files are written, which is the same everywhere."""
 
     lstat: Any
@@ -46,13 +47,13 @@ class Place:
     unlink: Any
     isdir: Any
 
+    @abstractmethod
     def _open(self, path: Any, flags: int, mode: int = 0o600) -> Any:
         """An open file; one that is made gets `mode`, less the umask."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_descriptor(self, path: Any) -> bool:
         """Whether the path leads to what a process has open, whatever the name of that is."""
-        raise NotImplementedError
 
     def set_attributes(self, path: Any, status: Any) -> None:
         """Give a file or directory the mode and the times in `status`."""

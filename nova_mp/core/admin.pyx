@@ -130,9 +130,9 @@ cdef class Admin(Process):
     def snapshot_create(self, name=None):
         """Takes a snapshot; returns its id once it is complete. Called by the coordinator only."""
         cdef nv_ctx* c = self.ctx()
-        cdef bytes text = (name or "").encode(errors="replace")
-        cdef const char* p = PyBytes_AS_STRING(text)
-        cdef uint32_t n = PyBytes_GET_SIZE(text)
+        cdef bytes text
+        cdef const char* p
+        cdef uint32_t n
         cdef uint64_t epoch_id = 0
         cdef int rc
         if name is not None and (not name.isprintable() or name.strip() != name
@@ -140,6 +140,9 @@ cdef class Admin(Process):
                                  or not set(name).isdisjoint("/@")):
             raise ValueError("a snapshot's name is printable text, no number, without '/' and '@', "
                              f"and begins with no '-': {name!r}")
+        text = (name or "").encode()
+        p = PyBytes_AS_STRING(text)
+        n = PyBytes_GET_SIZE(text)
         c.away = 1
         with nogil:
             rc = snap_create(c, p, n, &epoch_id)

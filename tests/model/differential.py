@@ -23,6 +23,15 @@ class Outcome:
     names: tuple[Any, ...] = ()
 
 
+def errno_of(action: Callable[[], Any]) -> int | None:
+    """The errno that `action` ends with; 0 if it ends well."""
+    try:
+        action()
+    except OSError as error:
+        return error.errno
+    return 0
+
+
 def outcome(action: Action, fs: FileSystem) -> Outcome:
     """Run `action`; errors that `os` would raise become part of the outcome."""
     try:

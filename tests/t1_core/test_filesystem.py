@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model.differential import Outcome, Pair, tree
+from model.differential import Outcome, Pair, errno_of, tree
 
 from nova_mp.client.base import FileSystem
 
@@ -24,15 +24,6 @@ Action = Callable[[FileSystem], Any]
 
 LONG = "n" * 255
 TOO_LONG = "n" * 256
-
-
-def errno_of(action: Callable[[], Any]) -> int | None:
-    """The errno that `action` ends with; 0 if it ends well."""
-    try:
-        action()
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 # Each is run on the same small tree, on both; outcomes and trees must be the same after.

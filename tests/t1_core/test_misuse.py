@@ -11,21 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from model.differential import Action, errno_of
 
 import nova_mp
 from nova_mp.client.base import FileSystem
 
-Action = Callable[[FileSystem], Any]
 TOO_LONG = "n" * 256
-
-
-def errno_of(action: Callable[[], Any]) -> int | None:
-    """The errno that `action` ends with; 0 if it ends well."""
-    try:
-        action()
-    except OSError as error:
-        return error.errno
-    return 0
 
 
 def test_arguments_of_wrong_types(fs: FileSystem) -> None:
